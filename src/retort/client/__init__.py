@@ -1,0 +1,1 @@
+"""The Python client of Retort, also of the command line and of tests."""

@@ -1,0 +1,1 @@
+"""What exists: pure values and rules; no I/O, no clock, no async."""

@@ -1,0 +1,1 @@
+"""Files by descriptor: nothing here resolves a user's path on the host."""

@@ -1,0 +1,1 @@
+"""One machine: sessions as sandboxes, runs as steps."""
