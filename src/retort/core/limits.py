@@ -1,0 +1,68 @@
+"""Limits that are asked for, and usage that was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+
+MIB = 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """What a session and each of its steps may use. Zero never means "no limit".
+
+    Attributes:
+        scratch_bytes: `/home/work`, a tmpfs.
+        tmp_bytes: `/tmp` and `/var/tmp`, each.
+        shm_bytes: `/dev/shm`.
+        memory_bytes, cpus: the session's slots (spec 5.9).
+        processes: RLIMIT_NPROC of a step.
+        open_files: RLIMIT_NOFILE of a step.
+        file_bytes: RLIMIT_FSIZE of a step.
+        stack_bytes: RLIMIT_STACK of a step.
+        wall_s: a step without an end is killed after this many seconds; None: never (spec R13).
+    """
+
+    scratch_bytes: int = 512 * MIB
+    tmp_bytes: int = 64 * MIB
+    shm_bytes: int = 64 * MIB
+    memory_bytes: int = 2048 * MIB
+    cpus: float = 1.0
+    processes: int = 1024
+    open_files: int = 4096
+    file_bytes: int = 512 * MIB
+    stack_bytes: int = 64 * MIB
+    wall_s: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Usage:
+    """What was measured, for one step or summed over a session.
+
+    Attributes:
+        wall_ns: from the program's start to its end, by the monotonic clock.
+        user_us, system_us: CPU time of the main process and the children it waited for.
+        max_rss_bytes: the largest resident set of any one of them (getrusage(2), ru_maxrss).
+        read_bytes, written_bytes: block input and output; 0 on a tmpfs.
+        cut_chars: characters of output dropped over the cap of spec R10.
+    """
+
+    wall_ns: int = 0
+    user_us: int = 0
+    system_us: int = 0
+    max_rss_bytes: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    cut_chars: int = 0
+
+    def plus(self, other: Usage) -> Usage:
+        """Add two usages: times and bytes add up, peaks take the larger."""
+        return Usage(
+            wall_ns=self.wall_ns + other.wall_ns,
+            user_us=self.user_us + other.user_us,
+            system_us=self.system_us + other.system_us,
+            max_rss_bytes=max(self.max_rss_bytes, other.max_rss_bytes),
+            read_bytes=self.read_bytes + other.read_bytes,
+            written_bytes=self.written_bytes + other.written_bytes,
+            cut_chars=self.cut_chars + other.cut_chars,
+        )

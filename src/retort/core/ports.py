@@ -1,0 +1,189 @@
+"""What the services need from the outside, as Protocols; each states its errors.
+
+Everything a port carries is a plain value or an asynchronous stream, so that an adapter may live
+in another process (DESIGN 9).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from retort.core.files import Download, FileUpload, Listing
+from retort.core.keypair import KeyPair
+from retort.core.limits import Usage
+from retort.core.run import Answer, RunRequest
+from retort.core.session import Session, SessionStatus
+
+
+class Clock(Protocol):
+    """Time, so that tests can make it jump."""
+
+    def now(self) -> dt.datetime:
+        """Give the present time, aware UTC."""
+        ...
+
+
+class KeyPairStore(Protocol):
+    """Key pairs, kept. Every method raises StoreFault when the database fails."""
+
+    async def add(self, keypair: KeyPair) -> None:
+        """Keep a new key pair. Raises Conflict when its access key exists."""
+        ...
+
+    async def get(self, access_key: str) -> KeyPair | None:
+        """Find by access key, active or not."""
+        ...
+
+    async def get_by_token(self, token_sha256: str) -> KeyPair | None:
+        """Find by the digest of a bearer token, active or not."""
+        ...
+
+    async def all(self) -> Sequence[KeyPair]:
+        """Give every key pair, oldest first."""
+        ...
+
+    async def update(self, keypair: KeyPair) -> None:
+        """Replace a key pair by its access key. Raises NotFound when there is none."""
+        ...
+
+    async def remove(self, access_key: str) -> None:
+        """Forget a key pair. Raises NotFound when there is none."""
+        ...
+
+
+class SessionStore(Protocol):
+    """Sessions, kept. Every method raises StoreFault when the database fails."""
+
+    async def add(self, session: Session) -> None:
+        """Keep a new session.
+
+        Raises Conflict when its id exists, or when its owner has a live one of that name.
+        """
+        ...
+
+    async def update(self, session: Session) -> None:
+        """Replace a session by its id. Raises NotFound when there is none."""
+        ...
+
+    async def get(self, session_id: uuid.UUID) -> Session | None:
+        """Find by id, in any state."""
+        ...
+
+    async def live(self) -> Sequence[Session]:
+        """Give every session that is neither TERMINATED nor CANCELLED, oldest first."""
+        ...
+
+    async def find(
+        self,
+        owner: str,
+        *,
+        statuses: Sequence[SessionStatus] = (),
+        limit: int = 100,
+        offset: int = 0,
+    ) -> Sequence[Session]:
+        """List an owner's sessions, newest first; without statuses, in any state."""
+        ...
+
+    async def forget_ended_before(self, at: dt.datetime) -> int:
+        """Delete records of sessions that ended before a time; give their number."""
+        ...
+
+
+class RunStream(Protocol):
+    """One run, watched by a caller that stays connected (spec 9.1)."""
+
+    def __aiter__(self) -> AsyncIterator[Answer]:
+        """Give answers until `finished` or `exec-timeout`, output flushed every 0.2 s."""
+        ...
+
+    async def give_input(self, text: str) -> None:
+        """Deliver one line; a newline is appended when it does not end with one."""
+        ...
+
+    async def abandon(self) -> None:
+        """Say that the caller is gone: interrupt the program and discard the run."""
+        ...
+
+
+class Node(Protocol):
+    """One machine that holds sessions.
+
+    Every method but `create` raises SessionNotFound for a session it does not hold, and
+    SandboxFault when the session's sandbox broke.
+    """
+
+    async def create(self, session: Session) -> None:
+        """Make a session's sandbox. Raises SandboxFault, ImageNotFound."""
+        ...
+
+    async def destroy(self, session_id: uuid.UUID) -> Usage:
+        """Kill everything in a session and delete its files; give what it used in all."""
+        ...
+
+    async def restart(self, session_id: uuid.UUID) -> None:
+        """Kill everything in a session; files, environment and mounts stay."""
+        ...
+
+    async def interrupt(self, session_id: uuid.UUID) -> None:
+        """Send SIGINT to the process group of the running program, if there is one."""
+        ...
+
+    async def execute(self, session_id: uuid.UUID, request: RunRequest, wait_s: float) -> Answer:
+        """Start, continue or feed a run, and wait for its next answer (spec 6.2).
+
+        Raises:
+            RunNotFound: continue or input of a run that is not there (R3).
+        """
+        ...
+
+    async def undeliver(self, session_id: uuid.UUID, answer: Answer) -> None:
+        """Put an answer back that could not be written; it is the run's next one again."""
+        ...
+
+    async def stream(self, session_id: uuid.UUID, request: RunRequest) -> RunStream:
+        """Start a run and watch it (spec 9.1)."""
+        ...
+
+    async def usage(self, session_id: uuid.UUID) -> Usage:
+        """Give what a session used so far."""
+        ...
+
+    async def upload(self, session_id: uuid.UUID, files: AsyncIterator[FileUpload]) -> None:
+        """Store files, all or none (spec 6.1).
+
+        Raises:
+            PathRefused: a name does not lie strictly under /home/work, or cannot be made there.
+            ScratchFull: the session's disk space is used up.
+            RequestError: whatever the iterator raises passes through; nothing is stored then.
+        """
+        ...
+
+    async def listing(self, session_id: uuid.UUID, path: str) -> Listing:
+        """List a folder (spec 6.3). Raises PathNotFound, PathRefused."""
+        ...
+
+    async def download(self, session_id: uuid.UUID, paths: Sequence[str]) -> list[Download]:
+        """Open files or folders as tar streams, in the order asked (spec 6.4).
+
+        Raises FileNotFound, PathRefused, FileTooLarge before anything is streamed.
+        """
+        ...
+
+    async def download_single(self, session_id: uuid.UUID, path: str) -> Download:
+        """Open one regular file as it is (spec 6.5). Raises as `download`."""
+        ...
+
+
+class Placement(Protocol):
+    """Where sessions live."""
+
+    async def place(self, session: Session) -> Node:
+        """Choose a node for a new session. Raises QuotaExceeded when none can ever hold it."""
+        ...
+
+    def node_of(self, session_id: uuid.UUID) -> Node:
+        """Find the node that holds a session. Raises SessionNotFound."""
+        ...
