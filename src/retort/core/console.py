@@ -1,0 +1,88 @@
+"""What a run prints, between two of its answers: decoded, merged and capped (spec R10)."""
+
+from __future__ import annotations
+
+import codecs
+import enum
+from collections.abc import Iterable
+
+
+class Stream(enum.Enum):
+    """The two console streams of a batch run (spec 5.3)."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+ConsoleItem = tuple[str, str]  #: (stream's name, text)
+
+_new_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class Console:
+    """Collect output until the next answer takes it.
+
+    Text is decoded as it comes, one decoder per stream, so a character that is split between two
+    reads arrives whole. What exceeds the cap of one answer is dropped and counted, never kept for
+    the next one: nothing a program prints can grow the server.
+
+    Args:
+        cap_chars: code points of each stream kept for one answer.
+    """
+
+    __slots__ = ("_cap", "_decoders", "_items", "_room", "cut_chars")
+
+    def __init__(self, cap_chars: int) -> None:
+        self._cap = cap_chars
+        self._decoders = {stream: _new_decoder("replace") for stream in Stream}
+        self._items: list[tuple[Stream, list[str]]] = []
+        self._room = dict.fromkeys(Stream, cap_chars)
+        self.cut_chars = 0  #: dropped since the console was made
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to take."""
+        return not self._items
+
+    def feed(self, stream: Stream, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes in the order they were read."""
+        self._append(stream, self._decoders[stream].decode(data))
+
+    def end_phase(self) -> None:
+        """End a step: half a character left over becomes U+FFFD, and decoders start afresh."""
+        for stream, decoder in self._decoders.items():
+            self._append(stream, decoder.decode(b"", final=True))
+            decoder.reset()
+
+    def take(self) -> tuple[ConsoleItem, ...]:
+        """Give what is there and make room for the next answer."""
+        items = tuple((stream.value, "".join(parts)) for stream, parts in self._items)
+        self._items.clear()
+        for stream in Stream:
+            self._room[stream] = self._cap
+        return items
+
+    def put_back(self, items: Iterable[ConsoleItem]) -> None:
+        """Put what an undelivered answer held in front of what came since; caps stay."""
+        newer, self._items = self._items, []
+        for stream in Stream:
+            self._room[stream] = self._cap
+        for name, text in items:
+            self._append(Stream(name), text)
+        for stream, parts in newer:
+            self._append(stream, "".join(parts))
+
+    def _append(self, stream: Stream, text: str) -> None:
+        if not text:
+            return
+        room = self._room[stream]
+        if len(text) > room:
+            self.cut_chars += len(text) - room
+            if not room:
+                return
+            text = text[:room]
+        self._room[stream] = room - len(text)
+        if self._items and self._items[-1][0] is stream:
+            self._items[-1][1].append(text)
+        else:
+            self._items.append((stream, [text]))
