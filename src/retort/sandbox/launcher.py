@@ -1,0 +1,531 @@
+"""Starting and killing sandboxes: the bubblewrap command line and the processes behind it.
+
+One sandbox is three things on the host: bubblewrap's own process (the *monitor*, which only waits),
+init (pid 1 of the sandbox) and init's listening socket, which the server made and handed down. None
+of them is bound to the server's life. Talking to init is the business of `init.py`.
+
+Source: docs/init-protocol.md; bwrap(1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from retort.errors import SandboxFault
+from retort.sandbox.rootfs import HOME, USER_ID, Base
+
+INIT = "/.retort/init"  #: init's path inside; the folder is root's only child not known from Debian
+SOCKET_NAME = "init.sock"  #: below the sandbox's folder on the host
+
+MIB = 2**20
+MESSAGE_BYTES = 4096  #: bubblewrap's complaint is cut here
+START_S = 10.0  #: a sandbox that is not up by then will never be
+KILL_S = 10.0  #: an init that outlives its SIGKILL for so long sits in the kernel
+
+MASKED = (
+    "/proc/keys",  # kernel keyrings are not in any namespace but the user's
+    "/proc/key-users",
+    "/proc/kcore",
+    "/proc/timer_list",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/config.gz",
+    "/proc/kallsyms",
+    "/proc/modules",
+)  #: host-wide files of /proc, shown as empty where the host has them
+
+USR_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  #: links into /usr on a merged host
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A host folder seen inside a sandbox.
+
+    Args:
+        source: a path, or an open descriptor of the folder (no name is resolved then).
+        destination: absolute, inside.
+        read_only: no write, whatever the modes say.
+    """
+
+    source: Path | int
+    destination: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What one sandbox looks like from inside.
+
+    Args:
+        hostname: of its own uts namespace.
+        scratch_bytes: size of the tmpfs at `/home/work`; whole pages, memory of the host.
+        tmp_bytes: size of each of `/tmp` and `/var/tmp`.
+        shm_bytes: size of `/dev/shm`.
+        mounts: folders of the host, mounted last, in this order.
+        host_uid: the kernel's uid (and gid) of everything inside; a must for a server that is
+            root, and impossible for any other, whose sandboxes have its own uid.
+    """
+
+    hostname: str
+    scratch_bytes: int = 1024 * MIB
+    tmp_bytes: int = 64 * MIB
+    shm_bytes: int = 64 * MIB
+    mounts: tuple[Mount, ...] = ()
+    host_uid: int | None = None
+
+
+class Identity(NamedTuple):
+    """Names one process for ever: what a restarted server keeps to find its sandboxes again."""
+
+    pid: int
+    start_ticks: int  #: since boot; a reused pid has another
+
+
+@dataclass(slots=True, eq=False)
+class Sandbox:
+    """A started sandbox.
+
+    Args:
+        identity: of init; `identity.pid` is its pid on the host.
+        pidfd: of init; owned, closed by `Launcher.kill` and `Launcher.reap`.
+        socket_path: where init listens (connect by `init.py`).
+        folder: the folder of the socket; the caller's to delete.
+        host_uid: as in the spec.
+        monitor: bubblewrap's process; None for a sandbox of an earlier server.
+    """
+
+    identity: Identity
+    pidfd: int
+    socket_path: Path
+    folder: Path
+    host_uid: int | None
+    monitor: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def pid(self) -> int:
+        """Init's pid on the host."""
+        return self.identity.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Init has not ended (a look, not a promise)."""
+        return self.pidfd >= 0 and _state(self.identity) is not None
+
+
+class Handed(NamedTuple):
+    """Descriptors that a sandbox inherits: their numbers are part of the command line."""
+
+    listener: int  #: init's listening socket
+    ready: int  #: a pipe's end that nobody has open once init runs
+    info: int  #: bubblewrap writes init's pid here
+
+
+@dataclass(slots=True, eq=False)
+class _Spawned:
+    """A sandbox on its way: bubblewrap and our ends of its pipes."""
+
+    monitor: subprocess.Popen[bytes]
+    info: int
+    ready: int
+    complaint: int
+    told: bytearray = field(default_factory=bytearray)  #: read from `info` so far
+
+    def close(self) -> None:
+        """Close the pipes."""
+        for fd in (self.info, self.ready, self.complaint):
+            os.close(fd)
+
+    def undo(self) -> None:
+        """End whatever there is by now."""
+        # Bubblewrap's child leaves the monitor's process group only after its pid was written.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.monitor.pid, signal.SIGKILL)
+        os.set_blocking(self.info, False)
+        with contextlib.suppress(BlockingIOError):
+            self.told += os.read(self.info, MESSAGE_BYTES)
+        with contextlib.suppress(ValueError, KeyError, ProcessLookupError):
+            os.kill(int(json.loads(self.told)["child-pid"]), signal.SIGKILL)
+        self.monitor.wait()
+
+    def abandon(self) -> None:
+        """Undo and close: nobody waits for it any more."""
+        self.undo()
+        self.close()
+
+
+class Launcher:
+    """Starts sandboxes, kills them and waits for their end.
+
+    All processes are forked by one thread, so that descriptors meant for one sandbox cannot slip
+    into another that is forked at the same moment.
+
+    Args:
+        bwrap: bubblewrap's program, 0.8 or newer.
+        base: the shared files.
+        system: mounts of `/usr`, `/bin`, `/lib` ... look on this host; found when left out.
+    """
+
+    def __init__(self, bwrap: Path, base: Base, *, system: Sequence[str] | None = None) -> None:
+        self._bwrap = bwrap
+        self._base = base
+        self._system = system_mounts() if system is None else tuple(system)
+        self._masks = tuple(_masks(base))
+        self._is_root = os.geteuid() == 0
+        self._spawner = ThreadPoolExecutor(1, thread_name_prefix="retort-spawner")
+
+    def close(self) -> None:
+        """End the spawner thread; sandboxes live on."""
+        self._spawner.shutdown(wait=True)
+
+    def command(self, spec: SandboxSpec, handed: Handed) -> list[str]:
+        """Build the whole argv of one sandbox; the order of mounts matters, later ones cover."""
+        user = str(USER_ID)
+        return [
+            str(self._bwrap),
+            *("--unshare-all", "--unshare-user", "--disable-userns", "--as-pid-1"),
+            *("--new-session", "--uid", user, "--gid", user, "--hostname", spec.hostname),
+            *("--clearenv", "--cap-drop", "ALL", "--info-fd", str(handed.info)),
+            *self._system,
+            *("--ro-bind", str(self._base.etc), "/etc"),
+            *("--perms", "0755", "--dir", os.path.dirname(INIT)),  # noqa: PTH120 - not a host path
+            *("--ro-bind", str(self._base.init), INIT),
+            *("--proc", "/proc"),
+            *self._masks,
+            # bubblewrap's /dev is a tmpfs without a size: nothing may be written into it.
+            *("--dev", "/dev", *_tmpfs("/dev/shm", spec.shm_bytes, "1777")),  # noqa: S108
+            *("--remount-ro", "/dev"),
+            *("--dir", "/run", "--perms", "0755", "--dir", "/var", "--symlink", "/run", "/var/run"),
+            *_tmpfs("/tmp", spec.tmp_bytes, "1777"),  # noqa: S108 - a mount point
+            *_tmpfs("/var/tmp", spec.tmp_bytes, "1777"),  # noqa: S108
+            *("--perms", "0755", "--dir", os.path.dirname(HOME)),  # noqa: PTH120
+            *_tmpfs(HOME, spec.scratch_bytes, "0755"),
+            *_mounts(spec.mounts),
+            *("--remount-ro", "/", "--chdir", HOME),
+            *("--", INIT, str(handed.listener)),
+        ]
+
+    async def start(self, spec: SandboxSpec, folder: Path) -> Sandbox:
+        """Start one sandbox and wait until its init runs.
+
+        Args:
+            spec: how it looks.
+            folder: for the socket; made with mode 0700 if missing.
+
+        Raises:
+            SandboxFault: phase "launch", with bubblewrap's own message; nothing is left running.
+        """
+        self._check(spec)
+        loop = asyncio.get_running_loop()
+        spawning = loop.run_in_executor(self._spawner, self._spawn, spec, folder)
+        try:
+            spawned = await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            spawning.add_done_callback(_abandon)
+            raise
+        except (OSError, subprocess.SubprocessError) as exc:
+            raise SandboxFault("launch", f"{self._bwrap}: {exc}") from exc
+        try:
+            async with asyncio.timeout(START_S):
+                return await self._came_up(spec, folder, spawned)
+        except TimeoutError as exc:
+            spawned.undo()
+            raise SandboxFault("launch", f"not up after {START_S:g} s") from exc
+        except BaseException:
+            spawned.undo()
+            raise
+        finally:
+            spawned.close()
+
+    async def kill(self, sandbox: Sandbox) -> None:
+        """End a sandbox: SIGKILL to its init takes every process inside along.
+
+        Returns when no process of it is left. Killing a dead one is no error.
+
+        Raises:
+            SandboxFault: phase "kill"; init is still there after `KILL_S` seconds.
+        """
+        if sandbox.pidfd < 0:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(sandbox.pidfd, signal.SIGKILL)
+        try:
+            async with asyncio.timeout(KILL_S):
+                await self.reap(sandbox)
+        except TimeoutError as exc:
+            raise SandboxFault("kill", f"init {sandbox.pid} ignores SIGKILL") from exc
+
+    async def reap(self, sandbox: Sandbox) -> None:
+        """Wait until a sandbox has ended, however long it takes, and let go of it."""
+        await wait_ended(sandbox)
+        if sandbox.monitor is not None:
+            # The monitor ends by itself when init has. No await between the look and the open:
+            # only this thread reaps, so the pid is still the monitor's.
+            if sandbox.monitor.poll() is None:
+                fd = os.pidfd_open(sandbox.monitor.pid)
+                try:
+                    await _readable(fd)
+                finally:
+                    os.close(fd)
+            sandbox.monitor.poll()
+        if sandbox.pidfd >= 0:
+            os.close(sandbox.pidfd)
+            sandbox.pidfd = -1
+
+    def adopt(
+        self, identity: Identity, folder: Path, *, host_uid: int | None = None
+    ) -> Sandbox | None:
+        """Find a sandbox that an earlier server started; None if it has ended."""
+        try:
+            pidfd = os.pidfd_open(identity.pid)
+        except OSError:
+            return None
+        if _state(identity) is None:  # looked at after the open: the pid cannot change hands now
+            os.close(pidfd)
+            return None
+        return Sandbox(identity, pidfd, folder / SOCKET_NAME, folder, host_uid)
+
+    def _check(self, spec: SandboxSpec) -> None:
+        if self._is_root and not spec.host_uid:
+            # Inside, a file of root's on the host (the nodes of /dev) would be the program's own.
+            raise SandboxFault("launch", "a server that is root needs a host uid per sandbox")
+        if not self._is_root and spec.host_uid not in (None, os.geteuid()):
+            raise SandboxFault("launch", f"only root can start as uid {spec.host_uid}")
+
+    def _spawn(self, spec: SandboxSpec, folder: Path) -> _Spawned:
+        """Run bubblewrap (in the spawner thread)."""
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+
+            def pipe() -> tuple[int, int]:
+                ends = os.pipe()
+                ours.callback(os.close, ends[0])
+                theirs.callback(os.close, ends[1])
+                return ends
+
+            listener = theirs.enter_context(_listen(folder))
+            info, ready, complaint = pipe(), pipe(), pipe()
+            handed = Handed(listener.fileno(), ready[1], info[1])
+            fds = [m.source for m in spec.mounts if isinstance(m.source, int)]
+            uid = spec.host_uid if self._is_root else None
+            monitor = subprocess.Popen(
+                self.command(spec, handed),
+                stdin=subprocess.DEVNULL,
+                stdout=complaint[1],
+                stderr=complaint[1],
+                cwd="/",
+                env={},
+                pass_fds=(*handed, *fds),
+                start_new_session=True,
+                user=uid,
+                group=uid,
+                extra_groups=None if uid is None else [],
+            )
+            ours.pop_all()  # the caller's from here
+            return _Spawned(monitor, info[0], ready[0], complaint[0])
+
+    async def _came_up(self, spec: SandboxSpec, folder: Path, spawned: _Spawned) -> Sandbox:
+        """Learn init's pid, and that bubblewrap has become init."""
+        await _read_all(spawned.info, spawned.told)
+        try:
+            pid = int(json.loads(spawned.told)["child-pid"])
+            pidfd = os.pidfd_open(pid)
+        except (ValueError, KeyError, OSError):
+            raise await self._failure(spawned) from None
+        try:
+            # Everyone who holds the other end closes it: the monitor at once, init when it runs,
+            # a child that fails by exiting. The last two are told apart by the process's name.
+            await _read_all(spawned.ready)
+            identity = _init_of(pid, spawned.monitor.pid)
+            if identity is None:
+                raise await self._failure(spawned)
+        except BaseException:
+            os.close(pidfd)
+            raise
+        return Sandbox(
+            identity, pidfd, folder / SOCKET_NAME, folder, spec.host_uid, spawned.monitor
+        )
+
+    async def _failure(self, spawned: _Spawned) -> SandboxFault:
+        """Turn what bubblewrap said into a fault."""
+        text = (await _read_all(spawned.complaint)).decode("utf-8", "replace").strip()
+        return SandboxFault("launch", text or f"{self._bwrap}: ended without a word")
+
+
+class HostUids:
+    """Host uids for the sandboxes of a server that is root: one each, never shared.
+
+    They are handed out in turn, so that a uid rests as long as possible before it is used again.
+
+    Args:
+        first: the lowest; from a range that no account of the host uses.
+        count: how many, the upper bound of sandboxes alive.
+    """
+
+    def __init__(self, first: int, count: int) -> None:
+        if first < 1 or count < 1 or first + count > 2**32 - 1:
+            raise ValueError(f"no such range of uids: {count} from {first}")
+        self._first = first
+        self._count = count
+        self._next = 0
+        self._used: set[int] = set()
+
+    def acquire(self) -> int:
+        """Take a uid that no sandbox has.
+
+        Raises:
+            SandboxFault: phase "uid"; all are taken.
+        """
+        if len(self._used) >= self._count:
+            raise SandboxFault("uid", f"all {self._count} host uids are taken")
+        while (uid := self._first + self._next % self._count) in self._used:
+            self._next += 1
+        self._next += 1
+        self._used.add(uid)
+        return uid
+
+    def claim(self, uid: int) -> None:
+        """Mark the uid of an adopted sandbox as taken; one outside the range is no concern."""
+        if self._first <= uid < self._first + self._count:
+            self._used.add(uid)
+
+    def release(self, uid: int) -> None:
+        """Give a uid back; its sandbox must have ended."""
+        self._used.discard(uid)
+
+
+def system_mounts(root: Path = Path("/")) -> tuple[str, ...]:
+    """Say how the host's programs appear inside: `/usr`, what leads into it, and `/opt`.
+
+    `/bin`, `/lib` and their kind are links on a merged host and folders on an older one.
+    """
+    argv = ["--ro-bind", str(root / "usr"), "/usr"]
+    for name in USR_LINKS:
+        path = root / name
+        if path.is_symlink():
+            argv += ["--symlink", str(path.readlink()), f"/{name}"]
+        elif path.is_dir():
+            argv += ["--ro-bind", str(path), f"/{name}"]
+    if (root / "opt").is_dir():
+        argv += ["--ro-bind", str(root / "opt"), "/opt"]
+    return tuple(argv)
+
+
+async def wait_ended(sandbox: Sandbox) -> None:
+    """Wait until init, and with it every process of the sandbox, has ended."""
+    if sandbox.pidfd >= 0:
+        fd = os.dup(sandbox.pidfd)  # each waiter its own: one descriptor has one reader in a loop
+        try:
+            await _readable(fd)
+        finally:
+            os.close(fd)
+
+
+def _tmpfs(place: str, size_bytes: int, mode: str) -> tuple[str, ...]:
+    return ("--size", str(size_bytes), "--perms", mode, "--tmpfs", place)
+
+
+def _masks(base: Base) -> Iterator[str]:
+    for place in MASKED:
+        if Path(place).exists():
+            yield from ("--ro-bind", str(base.empty), place)
+
+
+def _mounts(mounts: Sequence[Mount]) -> Iterator[str]:
+    for mount in mounts:
+        is_fd = isinstance(mount.source, int)
+        source = f"/proc/self/fd/{mount.source}" if is_fd else str(mount.source)
+        yield from ("--ro-bind" if mount.read_only else "--bind", source, mount.destination)
+
+
+def _listen(folder: Path) -> socket.socket:
+    """Make init's listening socket; through a descriptor, as a name is cut at 107 bytes."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(SOCKET_NAME, dir_fd=fd)
+        listener.bind(f"/proc/self/fd/{fd}/{SOCKET_NAME}")
+        listener.listen(8)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(fd)
+    return listener
+
+
+async def _wait_for(fd: int, done: Callable[[], bool]) -> None:
+    """Call `done` whenever `fd` is readable, until it says so."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def look() -> None:
+        if not ended.done() and done():
+            ended.set_result(None)
+
+    loop.add_reader(fd, look)
+    try:
+        await ended
+    finally:
+        loop.remove_reader(fd)
+
+
+async def _readable(fd: int) -> None:
+    await _wait_for(fd, lambda: True)
+
+
+async def _read_all(fd: int, got: bytearray | None = None) -> bytes:
+    """Read a pipe to its end, or to `MESSAGE_BYTES`; what came is in `got` even when cancelled."""
+    got = bytearray() if got is None else got
+
+    def more() -> bool:
+        part = os.read(fd, MESSAGE_BYTES)
+        got.extend(part)
+        return not part or len(got) >= MESSAGE_BYTES
+
+    await _wait_for(fd, more)
+    return bytes(got[:MESSAGE_BYTES])
+
+
+def _stat_of(pid: int) -> tuple[str, list[str]] | None:
+    """Name and later fields of /proc/PID/stat (proc(5)); the name may hold anything."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    head, _, tail = text.rpartition(")")
+    return head.partition("(")[2], tail.split()
+
+
+def _init_of(pid: int, monitor_pid: int) -> Identity | None:
+    """Identify init, if it is the monitor's child and runs our program."""
+    found = _stat_of(pid)
+    if found is None or int(found[1][1]) != monitor_pid or found[1][0] in "ZX":
+        return None
+    return Identity(pid, int(found[1][19])) if found[0] != "bwrap" else None
+
+
+def _state(identity: Identity) -> str | None:
+    """The state letter of a process that is still the one meant, and not a zombie."""
+    found = _stat_of(identity.pid)
+    if found is None or int(found[1][19]) != identity.start_ticks or found[1][0] in "ZX":
+        return None
+    return found[1][0]
+
+
+def _abandon(spawning: asyncio.Future[_Spawned]) -> None:
+    """Undo a spawn whose caller was cancelled."""
+    if not spawning.cancelled() and spawning.exception() is None:
+        spawning.result().abandon()
