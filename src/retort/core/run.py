@@ -77,13 +77,18 @@ class OutputFile:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer to a caller (spec 5.2)."""
+    """One answer to a caller (spec 5.2).
+
+    Attributes:
+        is_cancelled: the session died during the run (R15).
+    """
 
     run_id: str
     status: Status
     exit_code: int | None = None
     console: tuple[ConsoleItem, ...] = ()
     files: tuple[OutputFile, ...] = ()
+    is_cancelled: bool = False
 
 
 class Phase(enum.Enum):

@@ -103,3 +103,23 @@ class Session:
             terminated_at=self.terminated_at if status.is_live else at,
             history=(*self.history, (status.value.lower(), at.isoformat())),
         )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """What a caller asks for when it makes a session (spec 7.1), already well-formed.
+
+    Attributes:
+        name: None draws one.
+        cpus, memory_bytes: the asked slots; None: the server's default.
+        reuse: give the live session of this name instead of refusing, when its image is the same.
+    """
+
+    image: str
+    name: str | None = None
+    tag: str | None = None
+    environ: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    cpus: float | None = None
+    memory_bytes: int | None = None
+    bootstrap_script: str | None = None
+    reuse: bool = True

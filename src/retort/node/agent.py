@@ -1,0 +1,265 @@
+"""One machine that holds sessions: the local adapter of `core.ports.Node`.
+
+A session is a sandbox, its init and its runs. This room makes, finds and ends them; runs are
+runner.py's, files are files.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import resource
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import structlog
+
+from retort.core.files import Download, FileUpload, Listing
+from retort.core.image import Catalogue, Image, environment
+from retort.core.limits import Limits, Usage
+from retort.core.run import Answer, Mode, RunRequest
+from retort.core.session import Session
+from retort.errors import SessionNotFound
+from retort.node.files import FileLimits, SessionFiles
+from retort.node.runner import Runner, RunSettings
+from retort.node.watched_run import WatchedRun
+from retort.sandbox.init import InitClient, KillScope
+from retort.sandbox.launcher import HostUids, Launcher, Sandbox, SandboxSpec
+
+log = structlog.get_logger()
+
+CONNECT_S = 10.0
+SWEEP_S = 30.0  # how often ended runs that nobody fetched are looked for
+BOOTSTRAP_S = 300.0
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Held:
+    """A session on this node."""
+
+    session: Session
+    sandbox: Sandbox
+    client: InitClient
+    runner: Runner
+    files: SessionFiles
+    host_uid: int | None
+
+
+class LocalNode:
+    """Sessions as sandboxes on this machine.
+
+    Args:
+        folder: where sandboxes have their sockets; the server's own, mode 0700.
+        host_uids: None when the server is not root.
+        on_lost: told when a session's sandbox ended by itself, with the reason.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        catalogue: Catalogue,
+        folder: Path,
+        *,
+        host_uids: HostUids | None,
+        runs: RunSettings,
+        files: FileLimits,
+        flush_s: float,
+        on_lost: Callable[[uuid.UUID, str], None],
+    ) -> None:
+        self._launcher = launcher
+        self._catalogue = catalogue
+        self._folder = folder
+        self._host_uids = host_uids
+        self._run_settings = runs
+        self._file_limits = files
+        self._flush_s = flush_s
+        self._on_lost = on_lost
+        self._held: dict[uuid.UUID, _Held] = {}
+
+    # --- sessions -----------------------------------------------------------------------
+
+    async def create(self, session: Session) -> None:
+        """Make a session's sandbox; see `ports.Node`."""
+        image = self._catalogue.resolve(session.image)
+        host_uid = self._host_uids.acquire() if self._host_uids is not None else None
+        folder = self._folder / str(session.id)
+        sandbox: Sandbox | None = None
+        try:
+            sandbox = await self._launcher.start(_spec(session, host_uid), folder)
+            client = await InitClient.connect(
+                sandbox.socket_path,
+                timeout_s=CONNECT_S,
+                on_lost=lambda exc: self._lost(session.id, exc),
+            )
+        except BaseException:
+            await self._clear(sandbox, folder, host_uid)
+            raise
+        held = self._hold(session, image, sandbox, client, host_uid)
+        self._held[session.id] = held
+        try:
+            await client.prepare()
+            if session.bootstrap_script:
+                await self._bootstrap(held, session.bootstrap_script)
+        except BaseException:
+            await self.destroy(session.id)
+            raise
+
+    async def destroy(self, session_id: uuid.UUID) -> Usage:
+        """Kill everything in a session and delete its files."""
+        held = self._held.pop(session_id, None)
+        if held is None:
+            raise SessionNotFound
+        held.runner.cancel_all()
+        held.client.close()
+        usage = held.runner.usage
+        await self._clear(held.sandbox, held.sandbox.folder, held.host_uid)
+        return usage
+
+    async def restart(self, session_id: uuid.UUID) -> None:
+        """Kill every process of a session; its files are its sandbox's and stay."""
+        held = self._find(session_id)
+        held.runner.cancel_all()
+        with contextlib.suppress(OSError):
+            await held.client.kill(0, 9, KillScope.ALL)
+        await held.client.prepare()
+
+    async def interrupt(self, session_id: uuid.UUID) -> None:
+        """Send SIGINT to the running program's process group."""
+        self._find(session_id).runner.interrupt()
+
+    async def usage(self, session_id: uuid.UUID) -> Usage:
+        """Give what a session used so far."""
+        return self._find(session_id).runner.usage
+
+    async def close(self) -> None:
+        """End every session of this node."""
+        await asyncio.gather(*(self.destroy(session_id) for session_id in list(self._held)))
+        self._launcher.close()
+
+    async def sweep_forever(self) -> None:
+        """Drop what nobody fetched (R16): one timer for all sessions."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            for held in list(self._held.values()):
+                held.runner.forget_old()
+
+    # --- runs ---------------------------------------------------------------------------
+
+    async def execute(self, session_id: uuid.UUID, request: RunRequest, wait_s: float) -> Answer:
+        """Start, continue or feed a run; see `ports.Node`."""
+        return await self._find(session_id).runner.execute(request, wait_s)
+
+    async def undeliver(self, session_id: uuid.UUID, answer: Answer) -> None:
+        """Put an answer back that could not be written."""
+        if held := self._held.get(session_id):
+            held.runner.undeliver(answer)
+
+    async def stream(self, session_id: uuid.UUID, request: RunRequest) -> WatchedRun:
+        """Start a run and watch it."""
+        return WatchedRun(self._find(session_id).runner, request, flush_s=self._flush_s)
+
+    # --- files --------------------------------------------------------------------------
+
+    async def upload(self, session_id: uuid.UUID, files: AsyncIterator[FileUpload]) -> None:
+        """Store files, all or none."""
+        await self._find(session_id).files.upload(files)
+
+    async def listing(self, session_id: uuid.UUID, path: str) -> Listing:
+        """List a folder."""
+        return await self._find(session_id).files.listing(path)
+
+    async def download(self, session_id: uuid.UUID, paths: Sequence[str]) -> list[Download]:
+        """Open files or folders as tar streams."""
+        return await self._find(session_id).files.download(paths)
+
+    async def download_single(self, session_id: uuid.UUID, path: str) -> Download:
+        """Open one regular file as it is."""
+        return await self._find(session_id).files.download_single(path)
+
+    # --- inside -------------------------------------------------------------------------
+
+    def _find(self, session_id: uuid.UUID) -> _Held:
+        held = self._held.get(session_id)
+        if held is None:
+            raise SessionNotFound
+        return held
+
+    def _hold(
+        self,
+        session: Session,
+        image: Image,
+        sandbox: Sandbox,
+        client: InitClient,
+        host_uid: int | None,
+    ) -> _Held:
+        settings = dataclasses.replace(self._run_settings, wall_s=session.limits.wall_s)
+        runner = Runner(
+            client,
+            image,
+            environment(session.environ),
+            _rlimits(session.limits, has_own_uid=host_uid is not None),
+            settings,
+        )
+        return _Held(
+            session, sandbox, client, runner, SessionFiles(client, self._file_limits), host_uid
+        )
+
+    async def _bootstrap(self, held: _Held, script: str) -> None:
+        """Run the user's bootstrap script before the session is ready (spec 7.1).
+
+        A script that fails is the user's affair, as in the original: the session starts anyway.
+        """
+        request = RunRequest(Mode.BATCH, run_id="bootstrap", exec=script)
+        watched = WatchedRun(held.runner, request, flush_s=self._flush_s)
+        try:
+            async with asyncio.timeout(BOOTSTRAP_S):
+                async for answer in watched:
+                    log.debug("session.bootstrap", status=answer.status.value)
+        except TimeoutError:
+            await watched.abandon()
+
+    def _lost(self, session_id: uuid.UUID, exc: Exception | None) -> None:
+        """React to an init that went away or talks nonsense: end its runs as our failure."""
+        held = self._held.get(session_id)
+        if held is None:
+            return
+        reason = str(exc) if exc else "init ended"
+        held.runner.broken(reason)
+        del self._held[session_id]
+        task = asyncio.ensure_future(self._clear(held.sandbox, held.sandbox.folder, held.host_uid))
+        task.add_done_callback(lambda _: self._on_lost(session_id, reason))
+
+    async def _clear(self, sandbox: Sandbox | None, folder: Path, host_uid: int | None) -> None:
+        if sandbox is not None:
+            await self._launcher.kill(sandbox)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        if self._host_uids is not None and host_uid is not None:
+            self._host_uids.release(host_uid)
+
+
+def _spec(session: Session, host_uid: int | None) -> SandboxSpec:
+    limits = session.limits
+    return SandboxSpec(
+        hostname="main1",
+        scratch_bytes=limits.scratch_bytes,
+        tmp_bytes=limits.tmp_bytes,
+        shm_bytes=limits.shm_bytes,
+        host_uid=host_uid,
+    )
+
+
+def _rlimits(limits: Limits, *, has_own_uid: bool) -> tuple[tuple[int, int, int], ...]:
+    """Give each program's limits for setrlimit(2): soft and hard alike."""
+    wanted = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: limits.open_files,
+        resource.RLIMIT_FSIZE: limits.file_bytes,
+        resource.RLIMIT_STACK: limits.stack_bytes,
+        resource.RLIMIT_MEMLOCK: 64 * 1024,
+    }
+    if has_own_uid:  # the kernel counts processes by uid: a shared one counts everybody's
+        wanted[resource.RLIMIT_NPROC] = limits.processes
+    return tuple((number, value, value) for number, value in wanted.items())

@@ -1,0 +1,159 @@
+"""One run as its callers see it: answers that wait to be taken, and callers that wait for them.
+
+Steps and programs are runner.py's; the order of things is core/run.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+
+from retort.core.console import Console
+from retort.core.run import (
+    Answer,
+    Outcome,
+    OutputFile,
+    Report,
+    RunState,
+    Stage,
+    Status,
+)
+from retort.errors import RunNotFound
+
+
+class LiveRun:
+    """A run between its start and the delivery of its last answer.
+
+    Attributes:
+        state: where it is, moved only by the runner.
+        is_blocked: its program sleeps in a read of its empty input (R11).
+        waits: how often it was seen to block; tells one wait from the next.
+        typed: input that came before the program that will read it.
+        last_call: when a caller last asked, by the loop's clock, in seconds.
+        is_gone: its last answer was taken.
+        is_abandoned: its only watcher went away; no further step starts.
+    """
+
+    def __init__(self, run_id: str, state: RunState, *, output_chars: int) -> None:
+        self.run_id = run_id
+        self.state = state
+        self.console = Console(output_chars)
+        self.is_blocked = False
+        self.waits = 0
+        self.typed = bytearray()
+        self.last_call = 0.0
+        self.is_gone = False
+        self.is_abandoned = False
+        self.watch: asyncio.TimerHandle | None = None
+        self.blocked_since: float | None = None
+        self.deadline: asyncio.TimerHandle | None = None
+        self._answers: collections.deque[Answer] = collections.deque()
+        self._waiters: set[asyncio.Future[bool]] = set()
+
+    def __repr__(self) -> str:
+        return f"<LiveRun {self.run_id} {self.state.stage.value} answers={len(self._answers)}>"
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether nothing of it will run any more."""
+        return self.state.stage is Stage.ENDED
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether a closed answer waits to be taken."""
+        return bool(self._answers)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a caller waits for its next answer."""
+        return bool(self._waiters)
+
+    def close_answer(self, report: Report, files: tuple[OutputFile, ...] = ()) -> None:
+        """End the present answer: what is printed from now on belongs to the next one."""
+        self.console.end_phase()
+        self._answers.append(
+            Answer(
+                self.run_id,
+                report.status,
+                report.exit_code,
+                self.console.take(),
+                files,
+                is_cancelled=report.result is not None
+                and report.result.outcome is Outcome.CANCELLED,
+            )
+        )
+        self.wake()
+
+    def wake(self) -> None:
+        """Let every waiting caller look again."""
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(True)
+
+    def take(self) -> Answer | None:
+        """Give the answer that is ready, if there is one."""
+        if self._answers:
+            answer = self._answers.popleft()
+            self.is_gone = answer.status.ends_run
+            return answer
+        if self.is_blocked:
+            return Answer(self.run_id, Status.WAITING_INPUT, console=self.console.take())
+        return None
+
+    def take_output(self) -> Answer:
+        """Give what was printed so far, as `continued`."""
+        return Answer(self.run_id, Status.CONTINUED, console=self.console.take())
+
+    def put_back(self, answer: Answer) -> None:
+        """Make an answer the next one again: its caller never got it."""
+        if answer.status in (Status.CONTINUED, Status.WAITING_INPUT):
+            if not self._answers:
+                self.console.put_back(answer.console)
+                return
+            # Output that comes before an answer that is closed already stays an answer of its own.
+            answer = Answer(self.run_id, Status.CONTINUED, console=answer.console)
+            if not answer.console:
+                return
+        self.is_gone = False
+        self._answers.appendleft(answer)
+        self.wake()
+
+    async def wait(self, until: float) -> bool:
+        """Wait until something may have changed, or the loop's clock shows `until`.
+
+        Returns:
+            Whether something may have changed; False when the time is up.
+        """
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        self._waiters.add(waiter)
+        timer = loop.call_at(until, _give_up, waiter)
+        try:
+            return await waiter
+        finally:
+            timer.cancel()
+            self._waiters.discard(waiter)
+
+    async def next_answer(self, wait_s: float) -> Answer:
+        """Wait for the next answer, at most `wait_s` seconds (R4).
+
+        Raises:
+            RunNotFound: another caller took the last answer meanwhile.
+        """
+        now = asyncio.get_running_loop().time
+        until = now() + wait_s
+        while True:
+            self.last_call = now()
+            if self.is_gone:
+                raise RunNotFound
+            if (answer := self.take()) is not None:
+                return answer
+            if now() >= until:
+                return self.take_output()
+            await self.wait(until)
+
+
+def _give_up(waiter: asyncio.Future[bool]) -> None:
+    if not waiter.done():
+        waiter.set_result(False)

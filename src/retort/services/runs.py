@@ -1,0 +1,50 @@
+"""Running programs in a session."""
+
+from __future__ import annotations
+
+from retort.core.keypair import KeyPair
+from retort.core.ports import Placement, RunStream
+from retort.core.run import Answer, RunRequest
+from retort.core.session import Session
+from retort.services.sessions import SessionService
+
+
+class RunService:
+    """One engine beneath the polling call, the WebSocket and the command line.
+
+    Args:
+        poll_s: a call without news answers `continued` after this many seconds (R4).
+    """
+
+    def __init__(self, sessions: SessionService, placement: Placement, *, poll_s: float) -> None:
+        self._sessions = sessions
+        self._placement = placement
+        self._poll_s = poll_s
+
+    async def execute(
+        self, owner: KeyPair, ref: str, request: RunRequest
+    ) -> tuple[Session, Answer]:
+        """Start, continue or feed a run and give its next answer.
+
+        Raises:
+            SessionNotFound: none of this name or id belongs to the caller.
+            RunNotFound: the call continues a run that is not there (R3).
+            LimitExceeded: too many runs wait, or too much input.
+        """
+        session = await self._sessions.running(owner, ref)
+        if request.mode.starts:
+            self._sessions.count_run(session)
+        node = self._placement.node_of(session.id)
+        return session, await node.execute(session.id, request, self._poll_s)
+
+    async def undeliver(self, session: Session, answer: Answer) -> None:
+        """Put back an answer whose connection broke before it was written."""
+        await self._placement.node_of(session.id).undeliver(session.id, answer)
+
+    async def stream(
+        self, owner: KeyPair, ref: str, request: RunRequest
+    ) -> tuple[Session, RunStream]:
+        """Start a run and watch it (spec 9.1). Raises as `execute`."""
+        session = await self._sessions.running(owner, ref)
+        self._sessions.count_run(session)
+        return session, await self._placement.node_of(session.id).stream(session.id, request)

@@ -1,0 +1,317 @@
+"""Making, finding and ending sessions: who may have which, and in which order things happen."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+import uuid
+from collections.abc import Iterable
+
+import structlog
+
+from retort.core.image import Catalogue
+from retort.core.keypair import KeyPair
+from retort.core.limits import Limits, Usage
+from retort.core.ports import Clock, Placement, SessionStore
+from retort.core.session import Session, SessionRequest, SessionStatus
+from retort.errors import (
+    Conflict,
+    InvalidRequest,
+    QuotaExceeded,
+    RetortError,
+    SessionExists,
+    SessionNotFound,
+)
+
+log = structlog.get_logger()
+
+MAX_ENVIRON_BYTES = 8 * 1024  # with a command it fits one message to init (64 KiB)
+
+
+class SessionService:
+    """Every live session of this server, in memory; the store keeps what must outlive it.
+
+    Args:
+        limits: what a session gets when its request does not say.
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        placement: Placement,
+        catalogue: Catalogue,
+        clock: Clock,
+        limits: Limits,
+    ) -> None:
+        self._store = store
+        self._placement = placement
+        self._catalogue = catalogue
+        self._clock = clock
+        self._limits = limits
+        self._live: dict[uuid.UUID, Session] = {}
+        self._names: dict[tuple[str, str], uuid.UUID] = {}
+        self._ready: dict[uuid.UUID, asyncio.Future[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- finding ------------------------------------------------------------------------
+
+    def find(self, owner: KeyPair, ref: str) -> Session:
+        """Find a live session of this owner by name or UUID (spec 1).
+
+        Raises:
+            SessionNotFound: there is none; another owner's is as good as none.
+        """
+        session_id = self._names.get((owner.access_key, ref))
+        if session_id is None:
+            try:
+                session_id = uuid.UUID(ref)
+            except ValueError:
+                raise SessionNotFound from None
+        session = self._live.get(session_id)
+        if session is None or session.owner != owner.access_key:
+            raise SessionNotFound
+        return session
+
+    async def running(self, owner: KeyPair, ref: str) -> Session:
+        """Find a session and wait until it runs (spec 7.4: calls that arrive meanwhile wait)."""
+        session = self.find(owner, ref)
+        if session.status is SessionStatus.RUNNING:
+            return session
+        await self._wait_ready(session.id)
+        return self.find(owner, str(session.id))
+
+    def owned_by(self, owner: KeyPair) -> list[Session]:
+        """Give the owner's live sessions, oldest first."""
+        return [s for s in self._live.values() if s.owner == owner.access_key]
+
+    def matching(self, owner: KeyPair, prefix: str) -> list[Session]:
+        """Give the owner's live sessions whose name or UUID begins so (spec 7.11)."""
+        return [
+            s
+            for s in self.owned_by(owner)
+            if s.name.startswith(prefix) or str(s.id).startswith(prefix)
+        ]
+
+    @property
+    def live_count(self) -> int:
+        """How many sessions are live on this server."""
+        return len(self._live)
+
+    async def usage(self, session: Session) -> Usage:
+        """Give what a session used so far."""
+        return await self._placement.node_of(session.id).usage(session.id)
+
+    def count_run(self, session: Session) -> None:
+        """Count one more run of a session."""
+        if held := self._live.get(session.id):
+            self._live[session.id] = dataclasses.replace(held, num_queries=held.num_queries + 1)
+
+    # --- making -------------------------------------------------------------------------
+
+    async def create(self, owner: KeyPair, request: SessionRequest) -> tuple[Session, bool]:
+        """Make a session, or give the owner's live one of that name (spec 7.1).
+
+        Returns:
+            The session, RUNNING, and whether it is new.
+
+        Raises:
+            SessionExists: one of that name lives, with another image or not to be reused.
+            ImageNotFound: no such image.
+            QuotaExceeded: the key has its number of sessions, or the slots exceed the server's.
+            SandboxFault: the sandbox could not be made; the session is forgotten.
+        """
+        image = self._catalogue.resolve(request.image)
+        existing = self._names.get((owner.access_key, request.name or ""))
+        if existing is not None:
+            return await self._reuse(self._live[existing], request, str(image.ref)), False
+        if len(self.owned_by(owner)) >= owner.policy.max_sessions:
+            raise QuotaExceeded(f"This key may have {owner.policy.max_sessions} live sessions")
+        session = self._new(owner, request, str(image.ref))
+        node = await self._placement.place(session)
+        self._keep(session)
+        self._ready[session.id] = asyncio.get_running_loop().create_future()
+        try:
+            await self._store.add(session)
+            await node.create(session)
+            session = self._move(session.id, SessionStatus.RUNNING)
+            await self._store.update(session)
+        except BaseException as exc:
+            self._failed(session, exc)
+            raise
+        finally:
+            self._ready.pop(session.id).set_result(None)
+        log.info("session.created", session=str(session.id), image=session.image)
+        return session, True
+
+    async def _reuse(self, session: Session, request: SessionRequest, image: str) -> Session:
+        if not request.reuse or session.image != image:
+            raise SessionExists(str(session.id))
+        await self._wait_ready(session.id)
+        if session.id not in self._live:
+            raise SessionExists(str(session.id))  # it failed to start just now; ask again
+        return self._live[session.id]
+
+    def _new(self, owner: KeyPair, request: SessionRequest, image: str) -> Session:
+        now = self._clock.now()
+        limits = dataclasses.replace(
+            self._limits,
+            cpus=self._limits.cpus if request.cpus is None else request.cpus,
+            memory_bytes=(
+                self._limits.memory_bytes if request.memory_bytes is None else request.memory_bytes
+            ),
+        )
+        _check_environ(request.environ.items())
+        session = Session(
+            id=uuid.uuid4(),
+            name=request.name or f"session-{secrets.token_hex(6)}",
+            owner=owner.access_key,
+            user_id=owner.user_id,
+            image=image,
+            asked_image=request.image,
+            status=SessionStatus.PENDING,
+            created_at=now,
+            tag=request.tag,
+            environ=dict(request.environ),
+            limits=limits,
+            resource_slots={"cpu": f"{limits.cpus:g}", "mem": str(limits.memory_bytes)},
+            bootstrap_script=request.bootstrap_script,
+            history=(("pending", now.isoformat()),),
+        )
+        return session.moved(SessionStatus.PREPARING, now)
+
+    def _failed(self, session: Session, exc: BaseException) -> None:
+        self._drop(session.id)
+        if session.status is SessionStatus.RUNNING:  # only the record could not be written
+            self._in_background(self._end_quietly(session.id))
+        ended = session.moved(SessionStatus.TERMINATING, self._clock.now(), "failed-to-start")
+        ended = ended.moved(SessionStatus.TERMINATED, self._clock.now())
+        log.error("session.failed", session=str(session.id), reason=str(exc))
+        self._in_background(self._record(ended))
+
+    # --- changing -----------------------------------------------------------------------
+
+    async def rename(self, owner: KeyPair, ref: str, name: str) -> None:
+        """Give a session another name (spec 7.5).
+
+        Raises:
+            InvalidRequest: another live session of the owner has that name.
+        """
+        session = await self.running(owner, ref)
+        if session.name == name:
+            return
+        if (owner.access_key, name) in self._names:
+            raise InvalidRequest.field("name", "another live session has it")
+        del self._names[session.owner, session.name]
+        self._keep(dataclasses.replace(session, name=name))
+        try:
+            await self._store.update(self._live[session.id])
+        except Conflict as exc:
+            del self._names[session.owner, name]
+            self._keep(session)
+            raise InvalidRequest.field("name", "another live session has it") from exc
+
+    async def restart(self, owner: KeyPair, ref: str) -> None:
+        """Kill everything in a session; files, environment and mounts stay (spec 7.4)."""
+        session = await self.running(owner, ref)
+        self._move(session.id, SessionStatus.RESTARTING)
+        self._ready[session.id] = asyncio.get_running_loop().create_future()
+        try:
+            await self._placement.node_of(session.id).restart(session.id)
+        finally:
+            if session.id in self._live:
+                self._move(session.id, SessionStatus.RUNNING)
+            self._ready.pop(session.id).set_result(None)
+
+    async def interrupt(self, owner: KeyPair, ref: str) -> None:
+        """Send SIGINT to the running program's process group (spec 7.6)."""
+        session = await self.running(owner, ref)
+        await self._placement.node_of(session.id).interrupt(session.id)
+
+    async def destroy(self, owner: KeyPair, ref: str, reason: str = "user-requested") -> Usage:
+        """End a session: gone for every call at once, then nothing is left of it (spec 7.3)."""
+        session = await self.running(owner, ref)
+        return await self._end(session.id, reason)
+
+    async def end_all(self, reason: str) -> None:
+        """End every session: the server stops."""
+        endings = [self._end(session_id, reason) for session_id in list(self._live)]
+        await asyncio.gather(*endings, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def lost(self, session_id: uuid.UUID, reason: str) -> None:
+        """Record that a session's sandbox ended by itself; nothing of it is left."""
+        session = self._drop(session_id)
+        if session is None:
+            return
+        log.error("session.lost", session=str(session_id), reason=reason)
+        self._in_background(self._record(self._ended(session, f"sandbox-lost: {reason}")))
+
+    async def bury(self, reason: str) -> None:
+        """Record that sessions of an earlier server's life are over."""
+        for session in await self._store.live():
+            if session.id not in self._live:
+                await self._store.update(self._ended(session, reason))
+
+    async def _end(self, session_id: uuid.UUID, reason: str) -> Usage:
+        session = self._drop(session_id)
+        if session is None:
+            raise SessionNotFound
+        usage = await self._placement.node_of(session_id).destroy(session_id)
+        ended = dataclasses.replace(self._ended(session, reason), usage=usage)
+        await self._record(ended)
+        log.info("session.ended", session=str(session_id), reason=reason)
+        return usage
+
+    async def _end_quietly(self, session_id: uuid.UUID) -> None:
+        await self._placement.node_of(session_id).destroy(session_id)
+
+    def _ended(self, session: Session, reason: str) -> Session:
+        now = self._clock.now()
+        if session.status is SessionStatus.PENDING:
+            return session.moved(SessionStatus.CANCELLED, now, reason)
+        return session.moved(SessionStatus.TERMINATING, now, reason).moved(
+            SessionStatus.TERMINATED, now
+        )
+
+    async def _record(self, session: Session) -> None:
+        try:
+            await self._store.update(session)
+        except RetortError as exc:  # the session is gone either way; the record is for people
+            log.error("session.unrecorded", session=str(session.id), reason=str(exc))
+
+    # --- memory -------------------------------------------------------------------------
+
+    def _keep(self, session: Session) -> None:
+        self._live[session.id] = session
+        self._names[session.owner, session.name] = session.id
+
+    def _drop(self, session_id: uuid.UUID) -> Session | None:
+        session = self._live.pop(session_id, None)
+        if session is not None:
+            self._names.pop((session.owner, session.name), None)
+        return session
+
+    def _move(self, session_id: uuid.UUID, status: SessionStatus) -> Session:
+        session = self._live[session_id].moved(status, self._clock.now())
+        self._live[session_id] = session
+        return session
+
+    async def _wait_ready(self, session_id: uuid.UUID) -> None:
+        if ready := self._ready.get(session_id):
+            await asyncio.shield(ready)
+
+    def _in_background(self, coroutine: object) -> None:
+        task = asyncio.ensure_future(coroutine)  # type: ignore[call-overload]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _check_environ(items: Iterable[tuple[str, str]]) -> None:
+    total = 0
+    for name, value in items:
+        if not name or "=" in name or "\0" in name or "\0" in value:
+            raise InvalidRequest.field("environ", f"{name!r} cannot be a variable")
+        total += len(name.encode()) + len(value.encode()) + 2
+    if total > MAX_ENVIRON_BYTES:
+        raise InvalidRequest.field("environ", f"is larger than {MAX_ENVIRON_BYTES} bytes")
