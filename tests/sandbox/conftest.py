@@ -1,4 +1,4 @@
-"""Real sandboxes for the tests, with a stand-in for init: it runs argv lists and tells the result."""
+"""Real sandboxes for tests, with a stand-in for init that runs argv lists and tells the result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def run_inside(socket_path: Path, *argv: str) -> Ran:
     fd = os.open(socket_path.parent, os.O_PATH)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
-            peer.settimeout(60)
+            peer.settimeout(30)
             peer.connect(f"/proc/self/fd/{fd}/{socket_path.name}")
             peer.send(json.dumps(argv).encode())
             return Ran(*json.loads(peer.recv(65536)))
@@ -106,13 +106,13 @@ async def launcher(base: Base) -> AsyncIterator[Launcher]:
     made.close()
 
 
-Start = Callable[..., "asyncio.Future[Box]"]
+Start = Callable[..., Awaitable[Box]]
 
 
 @pytest.fixture
 async def start(
     launcher: Launcher, host_uids: HostUids | None, place: Path
-) -> AsyncIterator[Callable[..., object]]:
+) -> AsyncIterator[Start]:
     """Start sandboxes with small sizes; all are ended when the test is."""
     boxes: list[Box] = []
     numbers = itertools.count()

@@ -173,11 +173,21 @@ class Launcher:
     Args:
         bwrap: bubblewrap's program, 0.8 or newer.
         base: the shared files.
+        setpriv: util-linux's program; a server that is root changes the uid with it. Without it
+            the server forks whole to do so, which costs 3 ms more at 200 MB of memory.
         system: mounts of `/usr`, `/bin`, `/lib` ... look on this host; found when left out.
     """
 
-    def __init__(self, bwrap: Path, base: Base, *, system: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        bwrap: Path,
+        base: Base,
+        *,
+        setpriv: Path | None = Path("/usr/bin/setpriv"),
+        system: Sequence[str] | None = None,
+    ) -> None:
         self._bwrap = bwrap
+        self._setpriv = setpriv if setpriv is not None and setpriv.exists() else None
         self._base = base
         self._system = system_mounts() if system is None else tuple(system)
         self._masks = tuple(_masks(base))
@@ -192,6 +202,7 @@ class Launcher:
         """Build the whole argv of one sandbox; the order of mounts matters, later ones cover."""
         user = str(USER_ID)
         return [
+            *self._as_uid(spec.host_uid),
             str(self._bwrap),
             *("--unshare-all", "--unshare-user", "--disable-userns", "--as-pid-1"),
             *("--new-session", "--uid", user, "--gid", user, "--hostname", spec.hostname),
@@ -295,6 +306,11 @@ class Launcher:
             return None
         return Sandbox(identity, pidfd, folder / SOCKET_NAME, folder, host_uid)
 
+    def _as_uid(self, uid: int | None) -> tuple[str, ...]:
+        if not self._is_root or self._setpriv is None:
+            return ()
+        return (str(self._setpriv), f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--")
+
     def _check(self, spec: SandboxSpec) -> None:
         if self._is_root and not spec.host_uid:
             # Inside, a file of root's on the host (the nodes of /dev) would be the program's own.
@@ -316,7 +332,8 @@ class Launcher:
             info, ready, complaint = pipe(), pipe(), pipe()
             handed = Handed(listener.fileno(), ready[1], info[1])
             fds = [m.source for m in spec.mounts if isinstance(m.source, int)]
-            uid = spec.host_uid if self._is_root else None
+            # vfork, which costs the same whatever the size of the server, excludes setuid.
+            uid = spec.host_uid if self._is_root and self._setpriv is None else None
             monitor = subprocess.Popen(
                 self.command(spec, handed),
                 stdin=subprocess.DEVNULL,
