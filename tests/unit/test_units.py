@@ -37,11 +37,32 @@ def test_parse_bytes_reads_every_suffix(text, size):
 
 @pytest.mark.parametrize(
     "value",
-    ["", "m", "-1", "1x", "1mm", "1 2", "1e9", "0x10", "1_000", "٣", "nan", "inf", "8e", "9" * 40]
-    + [-1, True, None, [], math.nan, math.inf, MAX_BYTES + 1],
+    [
+        "",
+        "m",
+        "-1",
+        "1x",
+        "1mm",
+        "1 2",
+        "1e9",
+        "0x10",
+        "1_000",
+        "٣",
+        "nan",
+        "inf",
+        "8e",
+        "9" * 40,
+        -1,
+        True,
+        None,
+        [],
+        math.nan,
+        math.inf,
+        MAX_BYTES + 1,
+    ],
 )
 def test_parse_bytes_refuses_what_is_no_size(value):
-    with pytest.raises(ValueError, match="bytes|EiB"):
+    with pytest.raises(ValueError, match=r"bytes|EiB"):
         parse_bytes(value)
 
 
@@ -68,8 +89,17 @@ def test_parsing_what_was_printed_is_near(size):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("0.5", 0.5), (3, 3), ("250ms", 0.25), ("20s", 20), ("1h30m", 5400)]
-    + [("2d", 172800), ("1 h 1 s", 3601), ("1.5M", 90)],
+    [
+        ("90", 90),
+        ("0.5", 0.5),
+        (3, 3),
+        ("250ms", 0.25),
+        ("20s", 20),
+        ("1h30m", 5400),
+        ("2d", 172800),
+        ("1 h 1 s", 3601),
+        ("1.5M", 90),
+    ],
 )
 def test_parse_duration_reads_every_unit(text, seconds):
     assert parse_duration(text) == pytest.approx(seconds)

@@ -11,8 +11,20 @@ def test_well_formed_versions_are_read_and_printed_alike(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "v1.20170315", "v10.20230615", "7.20230615", "v7", "v7.2023061", "v7.202306150"]
-    + ["V7.20230615", " v7.20230615", "v7.20230615\n", "v7.٢٠٢٣٠٦١٥", "v7.2023-6-1"],
+    [
+        "",
+        "v1.20170315",
+        "v10.20230615",
+        "7.20230615",
+        "v7",
+        "v7.2023061",
+        "v7.202306150",
+        "V7.20230615",
+        " v7.20230615",
+        "v7.20230615\n",
+        "v7.٢٠٢٣٠٦١٥",
+        "v7.2023-6-1",
+    ],
 )
 def test_other_versions_are_unsupported(text):
     with pytest.raises(UnsupportedVersion, match=r"^Unsupported API version\.$"):
