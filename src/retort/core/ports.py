@@ -95,6 +95,11 @@ class SessionStore(Protocol):
 class RunStream(Protocol):
     """One run, watched by a caller that stays connected (spec 9.1)."""
 
+    @property
+    def session_id(self) -> uuid.UUID:
+        """The session it runs in."""
+        ...
+
     def __aiter__(self) -> AsyncIterator[Answer]:
         """Give answers until `finished` or `exec-timeout`, output flushed every 0.2 s."""
         ...

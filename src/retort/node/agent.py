@@ -159,7 +159,8 @@ class LocalNode:
 
     async def stream(self, session_id: uuid.UUID, request: RunRequest) -> WatchedRun:
         """Start a run and watch it."""
-        return WatchedRun(self._find(session_id).runner, request, flush_s=self._flush_s)
+        runner = self._find(session_id).runner
+        return WatchedRun(session_id, runner, request, flush_s=self._flush_s)
 
     # --- files --------------------------------------------------------------------------
 
@@ -213,7 +214,7 @@ class LocalNode:
         A script that fails is the user's affair, as in the original: the session starts anyway.
         """
         request = RunRequest(Mode.BATCH, run_id="bootstrap", exec=script)
-        watched = WatchedRun(held.runner, request, flush_s=self._flush_s)
+        watched = WatchedRun(held.session.id, held.runner, request, flush_s=self._flush_s)
         try:
             async with asyncio.timeout(BOOTSTRAP_S):
                 async for answer in watched:

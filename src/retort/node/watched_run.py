@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 
 from retort.core.run import Answer, RunRequest, Status
@@ -17,7 +18,10 @@ class WatchedRun:
         flush_s: output is held back for so long, so that a chatty program makes few messages.
     """
 
-    def __init__(self, runner: Runner, request: RunRequest, *, flush_s: float) -> None:
+    def __init__(
+        self, session_id: uuid.UUID, runner: Runner, request: RunRequest, *, flush_s: float
+    ) -> None:
+        self.session_id = session_id
         self._runner = runner
         self._run = runner.open(request)
         self._flush_s = flush_s

@@ -1,0 +1,221 @@
+"""The HTTP server: from a request to its handler, and from an exception to a problem.
+
+The outermost frame: whatever a handler raises ends here, is logged if it is ours, and becomes the
+problem object of wire/errors.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+import time
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from retort.api.about import AboutRoutes
+from retort.api.auth import Authenticator
+from retort.api.call import BodyLimits, Call
+from retort.api.files import FileRoutes
+from retort.api.routes import Route, RouteTable
+from retort.api.runs import RunRoutes
+from retort.api.sessions import SessionRoutes
+from retort.api.stream import StreamRoutes
+from retort.core.ratelimit import WINDOW_S, RateLimiter, RateVerdict
+from retort.errors import BadHttp, Fault, RateLimited, RequestError
+from retort.wire.errors import Operation, Problem, problem
+from retort.wire.signature import read_version
+from retort.wire.targets import Target, effective_method, route_target
+from retort.wire.versions import effective
+
+log = structlog.get_logger()
+
+ANONYMOUS_LIMIT = 1000  # requests in a window for all callers without a key (spec 4.3)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Routes:
+    """The rooms that handlers live in."""
+
+    about: AboutRoutes
+    sessions: SessionRoutes
+    runs: RunRoutes
+    stream: StreamRoutes
+    files: FileRoutes
+
+
+def table_of(routes: Routes) -> RouteTable:
+    """Put every route into a table (spec 15); a more exact path comes before a wider one."""
+    table = RouteTable()
+    about, sessions, runs, files = routes.about, routes.sessions, routes.runs, routes.files
+    table.add("GET", "/", Route(about.root, is_open=True))
+    table.add("GET POST", "/auth", Route(about.whoami))
+    table.add("GET POST", "/auth/test", Route(about.whoami))
+    table.add("GET", "/auth/role", Route(about.role))
+    table.add("GET", "/manager/announcement", Route(about.announcement, is_open=True))
+    table.add("GET", "/manager/status", Route(about.status, is_open=True))
+    table.add("GET", "/config/resource-slots", Route(about.resource_slots, is_open=True))
+    table.add("GET", "/config/vfolder-types", Route(about.vfolder_types, is_open=True))
+    table.add("POST", "/session", Route(sessions.create, operation=Operation.CREATION))
+    table.add("GET", "/session/_/match", Route(sessions.match))
+    execution = Operation.EXECUTION
+    table.add("POST", "/session/*", Route(runs.execute, operation=execution))
+    table.add("GET", "/session/*", Route(sessions.info))
+    table.add("PATCH", "/session/*", Route(sessions.restart, operation=Operation.RESTART))
+    table.add("DELETE", "/session/*", Route(sessions.destroy, operation=Operation.DESTRUCTION))
+    table.add("POST", "/session/*/rename", Route(sessions.rename))
+    table.add("POST", "/session/*/interrupt", Route(sessions.interrupt, operation=execution))
+    table.add("POST", "/session/*/complete", Route(runs.complete))
+    table.add("POST", "/session/*/upload", Route(files.upload, operation=execution))
+    table.add("GET", "/session/*/files", Route(files.listing, operation=execution))
+    table.add("GET", "/session/*/download", Route(files.download, operation=execution))
+    table.add("GET POST", "/session/*/download_single", Route(files.download_single))
+    table.add("GET", "/stream/session/*/execute", Route(routes.stream.execute))
+    table.add("GET", "/output/*/*/*", Route(files.output_file, is_open=True))
+    return table
+
+
+class Api:
+    """The handler of every request.
+
+    Args:
+        base_path: path the API is mounted under, "" or "/base" (spec 1).
+    """
+
+    def __init__(
+        self,
+        routes: Routes,
+        authenticator: Authenticator,
+        *,
+        limits: BodyLimits,
+        base_path: str = "",
+    ) -> None:
+        self._table = table_of(routes)
+        self._version_route = Route(routes.about.version, is_open=True)
+        self._authenticator = authenticator
+        self._limits = limits
+        self._base_path = base_path
+        self._limiter = RateLimiter()
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; never raises but for cancellation."""
+        operation: Operation | None = None
+        headers = dict(COMMON_HEADERS)
+        try:
+            if request.method == "OPTIONS":
+                return web.Response(status=204, headers=headers | PREFLIGHT_HEADERS)
+            call, route = self._route(request)
+            operation = route.operation
+            if not route.is_open:
+                call.keypair = await self._authenticator.authenticate(call)
+            self._count(call, headers, is_open=route.is_open)
+            call.headers = headers
+            response = await route.handler(call)
+        except Exception as exc:
+            return _failed(request, exc, operation, headers)
+        if not response.prepared:
+            response.headers.update(headers)
+        return response
+
+    def _route(self, request: web.BaseRequest) -> tuple[Call, Route]:
+        stated = read_version(request.headers)
+        method = effective_method(request.method, request.headers.get("X-Method-Override"))
+        target = route_target(request.raw_path, method, base=self._base_path)
+        route, captured = self._find(method, target)
+        version = effective(stated.version if stated else None, target.generation)
+        return Call(request, target, version, captured, self._limits), route
+
+    def _find(self, method: str, target: Target) -> tuple[Route, tuple[str, ...]]:
+        is_version = len(target.segments) == 1 and target.generation is not None
+        if is_version and target.segments[0] == f"v{target.generation}":
+            return self._version_route, ()
+        return self._table.find(method, target.segments)
+
+    def _count(self, call: Call, headers: dict[str, str], *, is_open: bool) -> None:
+        key = "" if is_open else call.keypair.access_key
+        limit = ANONYMOUS_LIMIT if is_open else call.keypair.policy.rate_limit
+        verdict = self._limiter.count(key, limit, time.monotonic())
+        headers.update(_rate_headers(verdict))
+        if not verdict.is_allowed and not is_open:  # open calls are cheap, and shared by all
+            raise RateLimited
+
+
+COMMON_HEADERS = {
+    "Server": "BackendAI",
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": "*",
+}
+PREFLIGHT_HEADERS = {
+    "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS",
+    "Access-Control-Allow-Headers": "*",
+    "Access-Control-Max-Age": "86400",
+}
+
+
+def _rate_headers(verdict: RateVerdict) -> dict[str, str]:
+    return {
+        "X-RateLimit-Limit": str(verdict.limit),
+        "X-RateLimit-Remaining": str(verdict.remaining),
+        "X-RateLimit-Window": str(WINDOW_S),
+    }
+
+
+def _failed(
+    request: web.BaseRequest,
+    exc: Exception,
+    operation: Operation | None,
+    headers: dict[str, str],
+) -> web.StreamResponse:
+    """Turn an exception into a problem; what is our own fault is logged whole, with an id."""
+    fault_id = ""
+    if isinstance(exc, ConnectionError):
+        log.debug("request.broken", method=request.method, reason=str(exc))
+    elif not isinstance(exc, RequestError):
+        fault_id = secrets.token_hex(8)
+        log.error(
+            "request.failed",
+            fault=fault_id,
+            method=request.method,
+            target=request.raw_path[:512],
+            exc_info=None if isinstance(exc, Fault) else exc,
+            reason=str(exc),
+        )
+    if request.transport is None:
+        return web.Response(status=499)
+    return problem_response(problem(exc, fault_id=fault_id, operation=operation), headers)
+
+
+def problem_response(found: Problem, headers: dict[str, str]) -> web.Response:
+    """Make the response of a problem."""
+    return web.Response(status=found.status, body=found.body, headers=headers | found.headers)
+
+
+class ProblemHandler(web.RequestHandler[Any]):
+    """aiohttp's connection, but what it refuses by itself is a problem object too (spec 4.1)."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a request that could not even be parsed, and close."""
+        cause: Exception = BadHttp("The request is not valid HTTP") if status < 500 else Fault()
+        fault_id = ""
+        if status >= 500:
+            fault_id = secrets.token_hex(8)
+            log.error("connection.failed", fault=fault_id, exc_info=exc)
+        response = problem_response(problem(cause, fault_id=fault_id), dict(COMMON_HEADERS))
+        response.force_close()
+        return response
+
+
+class ApiServer(web.Server[Any]):
+    """aiohttp's server with `ProblemHandler` connections."""
+
+    def __call__(self) -> web.RequestHandler[Any]:
+        """Make the protocol of a new connection."""
+        return ProblemHandler(self, loop=asyncio.get_running_loop(), **self._kwargs)

@@ -1,0 +1,70 @@
+"""The routes: canonical paths (spec 15) to handlers; aliases are undone in wire/targets.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from retort.api.call import Call
+from retort.errors import MethodNotAllowed, RouteNotFound
+from retort.wire.errors import Operation
+
+Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Route:
+    """What answers one method on one path.
+
+    Attributes:
+        is_open: needs no authentication (spec 3.3).
+        operation: names what failed when the sandbox breaks (spec 4.2).
+    """
+
+    handler: Handler
+    is_open: bool = False
+    operation: Operation | None = None
+
+
+class RouteTable:
+    """Patterns in the order they were added; the first that fits counts, so exact ones come first.
+
+    A pattern is a path whose segments are either text or "*", which fits any one segment.
+    """
+
+    def __init__(self) -> None:
+        self._by_length: dict[int, list[tuple[tuple[str, ...], dict[str, Route]]]] = {}
+        self._found: dict[tuple[str, ...], dict[str, Route]] = {}
+
+    def add(self, methods: str, pattern: str, route: Route) -> None:
+        """Add a route for methods separated by blanks."""
+        segments = tuple(part for part in pattern.split("/") if part)
+        of_length = self._by_length.setdefault(len(segments), [])
+        of_path = next((table for known, table in of_length if known == segments), None)
+        if of_path is None:
+            of_path = {}
+            of_length.append((segments, of_path))
+        for method in methods.split():
+            of_path[method] = route
+
+    def find(self, method: str, segments: tuple[str, ...]) -> tuple[Route, tuple[str, ...]]:
+        """Find the route of a request and what its open places hold.
+
+        HEAD is answered like GET, without a body.
+
+        Raises:
+            RouteNotFound: no pattern fits.
+            MethodNotAllowed: one fits, but not with this method.
+        """
+        for pattern, methods in self._by_length.get(len(segments), ()):
+            if all(part in ("*", given) for part, given in zip(pattern, segments, strict=True)):
+                route = methods.get("GET" if method == "HEAD" else method)
+                if route is None:
+                    raise MethodNotAllowed(method, tuple(sorted(methods)))
+                captured = tuple(
+                    given for part, given in zip(pattern, segments, strict=True) if part == "*"
+                )
+                return route, captured
+        raise RouteNotFound(data="/" + "/".join(segments))
