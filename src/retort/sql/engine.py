@@ -1,0 +1,212 @@
+"""The database's door: every difference between SQLite and PostgreSQL, and their errors.
+
+Adapters in this package say `async with database.read()` or `.write()` and speak SQLAlchemy Core;
+no error of SQLAlchemy or of a driver leaves these blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from retort.errors import Conflict, StoreFault
+
+_MIGRATION_LOCK = 0x5265746F7274  # "Retort": the advisory lock that migrating processes take
+_POOL_WAIT_S = 10.0  # a call that gets no connection for so long fails
+_POSTGRESQL_CONNECTIONS = 5
+
+
+def sqlite_url(state: Path) -> str:
+    """Give the URL of the database in a state folder."""
+    return f"sqlite+aiosqlite:///{state.absolute() / 'retort.db'}"
+
+
+class Database:
+    """One database, opened by URL; an async context manager that closes it.
+
+    Args:
+        url: `sqlite+aiosqlite:///FILE`, or `postgresql://...`, which needs asyncpg. A SQLite file
+            that is not there is made, with its folder (0700), readable by its owner only.
+        busy_s: seconds to wait for another process's lock before a call fails.
+
+    Raises:
+        StoreFault: the URL or its driver cannot be used, or the file cannot be made.
+    """
+
+    def __init__(self, url: str, *, busy_s: float = 5.0) -> None:
+        self._busy_s = busy_s
+        self._door_errors: tuple[type[Exception], ...] = (SQLAlchemyError, OSError)
+        try:
+            parsed = sa.make_url(url)
+        except ArgumentError as exc:
+            raise StoreFault("database.url is not a database URL") from exc
+        kind = parsed.drivername.partition("+")[0]
+        if kind == "sqlite":
+            self.engine = self._open_sqlite(parsed)
+        elif kind in ("postgresql", "postgres"):
+            self.engine = self._open_postgresql(parsed)
+        else:
+            raise StoreFault(f"database.url: {kind} is neither sqlite nor postgresql")
+
+    def __repr__(self) -> str:
+        return f"<Database {self.engine.url.render_as_string(hide_password=True)}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """Lend a connection for reading.
+
+        Raises:
+            StoreFault: the database failed.
+        """
+        with self._door():
+            async with self.engine.connect() as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """Lend a connection in a transaction: committed at the end, rolled back on any error.
+
+        Raises:
+            Conflict: a unique key is taken.
+            StoreFault: the database failed, or stayed locked.
+        """
+        with self._door():
+            async with self.engine.begin() as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def write_alone(self) -> AsyncIterator[AsyncConnection]:
+        """Lend a transaction that only one process holds at a time; DDL included.
+
+        Raises:
+            StoreFault: the database failed, or another process held it too long.
+        """
+        async with self.write() as connection:
+            if self.engine.dialect.name == "sqlite":
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+            yield connection
+
+    @contextlib.contextmanager
+    def _door(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError as exc:
+            raise Conflict from exc
+        except self._door_errors as exc:
+            # A DBAPIError's own text repeats the whole statement; the driver's says what happened.
+            cause = exc.orig if isinstance(exc, DBAPIError) else exc
+            raise StoreFault(f"database: {cause}") from exc
+
+    def _open_sqlite(self, url: sa.URL) -> AsyncEngine:
+        if not url.database or url.database == ":memory:" or url.query:
+            raise StoreFault("database.url: SQLite needs a plain file")
+        try:
+            _make_sqlite_file(Path(url.database))
+        except (OSError, sqlite3.Error) as exc:
+            raise StoreFault(f"database: cannot make {url.database}: {exc}") from exc
+        engine = create_async_engine(
+            url.set(drivername="sqlite+aiosqlite"),
+            # One connection is one thread. More would only wait for each other's write lock,
+            # by sleeping, and could starve (sqlite.org/c3ref/busy_timeout.html).
+            pool_size=1,
+            max_overflow=0,
+            # IMMEDIATE: a write takes the lock at its start, where the busy timeout applies;
+            # a read that turns into a write fails at once (sqlite.org/rescode.html#busy_snapshot).
+            connect_args={"timeout": self._busy_s, "isolation_level": "IMMEDIATE"},
+            **_common_options(),
+        )
+        sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite_connection)
+        return engine
+
+    def _open_postgresql(self, url: sa.URL) -> AsyncEngine:
+        try:
+            asyncpg: Any = importlib.import_module("asyncpg")  # an extra, and without types
+        except ImportError as exc:
+            raise StoreFault("PostgreSQL needs asyncpg: pip install 'retort[postgresql]'") from exc
+        # What goes wrong while asyncpg connects is not translated by SQLAlchemy.
+        self._door_errors += (asyncpg.PostgresError, asyncpg.InterfaceError)
+        return create_async_engine(
+            url.set(drivername="postgresql+asyncpg"),
+            pool_size=_POSTGRESQL_CONNECTIONS,
+            max_overflow=0,
+            pool_pre_ping=True,  # a restarted server must not cost anybody a request
+            connect_args={
+                "timeout": self._busy_s,
+                "command_timeout": 60.0,  # s
+                "server_settings": {"lock_timeout": str(int(self._busy_s * 1000))},  # ms
+            },
+            **_common_options(),
+        )
+
+
+def _common_options() -> dict[str, Any]:
+    return {
+        "pool_timeout": _POOL_WAIT_S,
+        "hide_parameters": True,  # secret keys are parameters; error texts reach the log
+        "json_serializer": lambda value: msgspec.json.encode(value).decode(),
+        "json_deserializer": msgspec.json.decode,
+    }
+
+
+def _prepare_sqlite_connection(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _make_sqlite_file(path: Path) -> None:
+    """Make an empty database in WAL mode that appears at once, whole, with mode 0600.
+
+    The switch to WAL does not honour the busy timeout, so it must not happen where a second
+    process can see the file. An existing file is never opened here: closing a descriptor would
+    drop the locks that SQLite holds in this process (sqlite.org/howtocorrupt.html, 2.2).
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.exists():
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)  # it holds secret keys; say, restored from a backup as 0644
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".retort-db-") as folder:
+        fresh = Path(folder, "retort.db")
+        fresh.touch(mode=0o600)
+        made = sqlite3.connect(fresh)
+        try:
+            made.execute("PRAGMA journal_mode=WAL")
+        finally:
+            made.close()
+        if os.geteuid() == 0:
+            # `sudo retort keys create` must not lock out a server that runs as somebody else.
+            owner = path.parent.stat()
+            os.chown(fresh, owner.st_uid, owner.st_gid)
+        with contextlib.suppress(FileExistsError):  # another process was first
+            path.hardlink_to(fresh)

@@ -1,0 +1,161 @@
+"""Doubles: small working things that pass the contract suites too."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Sequence
+
+from retort.core.keypair import KeyPair
+from retort.core.session import Session, SessionStatus
+from retort.errors import Conflict, NotFound, SessionNotFound, StoreFault
+
+START = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=dt.UTC)
+
+
+class FakeClock:
+    """A `core.ports.Clock` that stands still until it is told to jump."""
+
+    def __init__(self, now: dt.datetime = START) -> None:
+        self._now = now
+
+    def now(self) -> dt.datetime:
+        return self._now
+
+    def jump(self, seconds: float) -> None:
+        """Move the time; backwards too."""
+        self._now += dt.timedelta(seconds=seconds)
+
+
+class _Memory:
+    """What the stores in memory share.
+
+    Attributes:
+        is_broken: every call raises StoreFault, as when the database is gone.
+        calls: names of the methods called, in order.
+    """
+
+    def __init__(self) -> None:
+        self.is_broken = False
+        self.calls: list[str] = []
+
+    def _enter(self, method: str) -> None:
+        self.calls.append(method)
+        if self.is_broken:
+            raise StoreFault
+
+
+class MemoryKeyPairs(_Memory):
+    """A `core.ports.KeyPairStore` in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pairs: dict[str, KeyPair] = {}
+
+    async def add(self, keypair: KeyPair) -> None:
+        self._enter("add")
+        if keypair.access_key in self._pairs:
+            raise Conflict
+        self._check_token(keypair)
+        self._pairs[keypair.access_key] = keypair
+
+    async def get(self, access_key: str) -> KeyPair | None:
+        self._enter("get")
+        return self._pairs.get(access_key)
+
+    async def get_by_token(self, token_sha256: str) -> KeyPair | None:
+        self._enter("get_by_token")
+        found = (pair for pair in self._pairs.values() if pair.token_sha256 == token_sha256)
+        return next(found, None)
+
+    async def all(self) -> Sequence[KeyPair]:
+        self._enter("all")
+        return sorted(self._pairs.values(), key=lambda pair: (pair.created_at, pair.access_key))
+
+    async def update(self, keypair: KeyPair) -> None:
+        self._enter("update")
+        if keypair.access_key not in self._pairs:
+            raise NotFound
+        self._check_token(keypair)
+        self._pairs[keypair.access_key] = keypair
+
+    async def remove(self, access_key: str) -> None:
+        self._enter("remove")
+        if self._pairs.pop(access_key, None) is None:
+            raise NotFound
+
+    def _check_token(self, keypair: KeyPair) -> None:
+        for other in self._pairs.values():
+            same_token = other.token_sha256 == keypair.token_sha256
+            if same_token and other.access_key != keypair.access_key:
+                raise Conflict
+
+
+class MemorySessions(_Memory):
+    """A `core.ports.SessionStore` in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sessions: dict[uuid.UUID, Session] = {}
+
+    async def add(self, session: Session) -> None:
+        self._enter("add")
+        if session.id in self._sessions:
+            raise Conflict
+        self._check_name(session)
+        self._sessions[session.id] = session
+
+    async def update(self, session: Session) -> None:
+        self._enter("update")
+        if session.id not in self._sessions:
+            raise SessionNotFound
+        self._check_name(session)
+        self._sessions[session.id] = session
+
+    async def get(self, session_id: uuid.UUID) -> Session | None:
+        self._enter("get")
+        return self._sessions.get(session_id)
+
+    async def live(self) -> Sequence[Session]:
+        self._enter("live")
+        return [session for session in self._oldest_first() if session.status.is_live]
+
+    async def find(
+        self,
+        owner: str,
+        *,
+        statuses: Sequence[SessionStatus] = (),
+        limit: int = 100,
+        offset: int = 0,
+    ) -> Sequence[Session]:
+        self._enter("find")
+        found = [
+            session
+            for session in reversed(self._oldest_first())
+            if session.owner == owner and (not statuses or session.status in statuses)
+        ]
+        return found[offset : offset + limit]
+
+    async def forget_ended_before(self, at: dt.datetime) -> int:
+        self._enter("forget_ended_before")
+        old = [
+            session.id
+            for session in self._sessions.values()
+            if not session.status.is_live
+            and session.terminated_at is not None
+            and session.terminated_at < at
+        ]
+        for session_id in old:
+            del self._sessions[session_id]
+        return len(old)
+
+    def _oldest_first(self) -> list[Session]:
+        return sorted(self._sessions.values(), key=lambda session: (session.created_at, session.id))
+
+    def _check_name(self, session: Session) -> None:
+        key = (session.owner, session.name)
+        others = (other for other in self._sessions.values() if other.id != session.id)
+        if session.status.is_live and any(
+            other.status.is_live and (other.owner, other.name) == key for other in others
+        ):
+            raise Conflict
