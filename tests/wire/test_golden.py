@@ -2,15 +2,13 @@
 
 from datetime import UTC, datetime
 
+from retort.core.files import FileEntry
+from retort.core.run import Answer, OutputFile, Status
 from retort.errors import RunNotFound, SessionExists, TooManyFiles
 from retort.wire.errors import problem
-from retort.wire.files import Entry, TarParts, listing_answer
+from retort.wire.files import TarParts, listing_answer
 from retort.wire.runs import (
-    Result,
-    ResultFile,
-    Status,
     complete_answer,
-    destroyed_answer,
     execute_answer,
     stream_error,
     stream_messages,
@@ -28,21 +26,27 @@ from retort.wire.sessions import (
 )
 from retort.wire.versions import KNOWN
 
+
+def url(name):
+    return f"http://h:1/f/t0ken/{name}"
+
+
 RUN = "5f2c9a7d0b3e4c61a8d92e7f10b4c35d"
 UUID = "0b8f2f6e-6f8c-4d0e-9d7c-5a1f1f0f2b11"
 
 
 def test_execute():
-    result = Result(Status.BUILD_FINISHED, 0, [("stdout", "gcc main.c -o main\n")])
-    assert execute_answer(RUN, result).decode() == (
+    answer = Answer(RUN, Status.BUILD_FINISHED, 0, (("stdout", "gcc main.c -o main\n"),))
+    assert execute_answer(answer, file_url=url).decode() == (
         '{"result":{"runId":"5f2c9a7d0b3e4c61a8d92e7f10b4c35d","status":"build-finished",'
         '"exitCode":0,"console":[["stdout","gcc main.c -o main\\n"]],"options":null,"files":[]}}'
     )
 
 
 def test_execute_waiting_for_input():
-    result = Result(Status.WAITING_INPUT, None, [("stdout", "name? "), ("stderr", "\x1b[1mß€")])
-    assert execute_answer("r1", result).decode() == (
+    console = (("stdout", "name? "), ("stderr", "\x1b[1mß€"))
+    answer = Answer("r1", Status.WAITING_INPUT, None, console)
+    assert execute_answer(answer, file_url=url).decode() == (
         '{"result":{"runId":"r1","status":"waiting-input","exitCode":null,'
         '"console":[["stdout","name? "],["stderr","\\u001b[1mß€"]],'
         '"options":{"is_password":false},"files":[]}}'
@@ -50,15 +54,16 @@ def test_execute_waiting_for_input():
 
 
 def test_execute_finished_with_files():
-    files = [ResultFile("plot.png", "http://h:1/f/t0ken/plot.png")]
-    assert execute_answer("r1", Result(Status.FINISHED, 139, [], files)).decode() == (
+    answer = Answer("r1", Status.FINISHED, 139, (), (OutputFile("plot.png"),))
+    assert execute_answer(answer, file_url=url).decode() == (
         '{"result":{"runId":"r1","status":"finished","exitCode":139,"console":[],"options":null,'
         '"files":[{"name":"plot.png","url":"http://h:1/f/t0ken/plot.png"}]}}'
     )
 
 
 def test_execute_while_the_session_is_destroyed():
-    assert destroyed_answer("r1").decode() == (
+    answer = Answer("r1", Status.FINISHED, 130, is_cancelled=True)
+    assert execute_answer(answer, file_url=url).decode() == (
         '{"result":{"runId":"r1","status":"finished","exitCode":130,"console":[],"options":{},'
         '"files":[]}}'
     )
@@ -69,7 +74,8 @@ def test_complete():
 
 
 def test_stream():
-    [message] = stream_messages(Result(Status.CONTINUED, None, [("stdout", "größe 😀")]))
+    answer = Answer("r1", Status.CONTINUED, None, (("stdout", "größe 😀"),))
+    [message] = stream_messages(answer, file_url=url)
     assert message.decode() == (
         '{"status":"continued","exitCode":null,"console":[["stdout","größe 😀"]],"options":null,'
         '"files":[]}'
@@ -113,7 +119,7 @@ def test_small_answers():
 
 
 def test_listing():
-    entries = [Entry(b"main.c", 0o100644, 74, 1709600523.4, 1709600523.4, 1709600523.4)]
+    entries = [FileEntry(b"main.c", 0o100644, 74, 1709600523.4, 1709600523.4, 1709600523.4)]
     assert listing_answer(entries, "/home/work").decode() == (
         r'{"files":"[{\"mode\":\"-rw-r--r--\",\"size\":74,\"ctime\":1709600523.4,'
         r'\"mtime\":1709600523.4,\"atime\":1709600523.4,\"filename\":\"main.c\"}]",'

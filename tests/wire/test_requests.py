@@ -2,9 +2,13 @@
 
 import json
 
+import pytest
+
+from retort.core.run import Mode, RunRequest
 from retort.wire.create import SessionType, parse_create
+from retort.wire.files import upload_name
 from retort.wire.params import Params
-from retort.wire.runs import BatchOptions, ExecuteRequest, Mode, parse_execute, parse_stream_start
+from retort.wire.runs import parse_execute, parse_stream_start
 from retort.wire.slots import Slots
 from retort.wire.targets import route_target
 
@@ -44,12 +48,10 @@ def test_execute_of_both_seed_pages():
     options = {"clean": None, "build": "*", "buildLog": False, "exec": "./main"}
     new = {"mode": "batch", "code": "", "runId": "r1", "options": options}
     request = parse_execute(Params.merge(json.dumps(new).encode()))
-    batch = BatchOptions(has_clean=True, clean=None, build="*", exec="./main")
-    assert request == ExecuteRequest(Mode.BATCH, "", "r1", batch)
+    assert request == RunRequest(Mode.BATCH, "", "r1", True, None, "*", "./main")
     old = {"type": "batch", "code": "", "runId": "r1", "options": {"build": "*", "exec": "*"}}
     request = parse_execute(Params.merge(json.dumps(old).encode()))
-    batch = BatchOptions(has_clean=False, build="*", exec="*")
-    assert request == ExecuteRequest(Mode.BATCH, "", "r1", batch)
+    assert request == RunRequest(Mode.BATCH, "", "r1", False, None, "*", "*")
 
 
 def test_first_stream_message_of_the_run_command():
@@ -57,4 +59,22 @@ def test_first_stream_message_of_the_run_command():
         '{"code": "", "mode": "batch",'
         ' "options": {"clean": "*", "build": "*", "buildLog": false, "exec": "*"}}'
     )
-    assert request == ExecuteRequest(Mode.BATCH, "", None, BatchOptions(True, "*", "*", "*"))
+    assert request == RunRequest(Mode.BATCH, "", None, True, "*", "*", "*")
+
+
+# (name, header) as the HTTP library of the reference client writes it, and of the first clients.
+DISPOSITIONS = [
+    ("src/main.c", 'form-data; name="src"; filename="src%2Fmain.c"'),
+    ("ä b%.c", 'form-data; name="src"; filename="%C3%A4%20b%25.c"'),
+    ('q"u\\o.txt', 'form-data; name="src"; filename="q%22u%5Co.txt"'),
+    ("100%41", 'form-data; name="src"; filename="100%2541"'),
+    ("x\ny", 'form-data; name="src"; filename="x%0Ay"'),
+    ("%2F", 'form-data; name="src"; filename="%252F"'),
+    ("😀/;'*", 'form-data; name="src"; filename="%F0%9F%98%80%2F%3B%27%2A"'),
+    ("src/main.c", 'form-data; name="src"; filename="src/main.c"'),
+]
+
+
+@pytest.mark.parametrize(("name", "header"), DISPOSITIONS)
+def test_upload_names_of_the_reference_client(name, header):
+    assert upload_name(header) == name

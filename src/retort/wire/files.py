@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from retort.core.files import FileEntry
 from retort.errors import InvalidRequest, TooManyFiles
 from retort.wire.params import Params
 from retort.wire.percent import decode_valid, to_bytes
@@ -101,18 +102,6 @@ def _extended(value: str) -> str:
         raise _refused("is not in its character set") from exc
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A directory entry as `lstat` has it; the name without its directory, times in seconds."""
-
-    name: bytes
-    mode: int
-    size: int
-    ctime: float
-    mtime: float
-    atime: float
-
-
 class _Listed(msgspec.Struct, frozen=True):
     mode: str
     size: int
@@ -122,7 +111,9 @@ class _Listed(msgspec.Struct, frozen=True):
     filename: str
 
 
-def listing_answer(entries: Iterable[Entry], folder: str, *, is_truncated: bool = False) -> bytes:
+def listing_answer(
+    entries: Iterable[FileEntry], folder: str, *, is_truncated: bool = False
+) -> bytes:
     """Answer a listing; its `files` is JSON within JSON (specification 6.3).
 
     Bytes of a name that are not UTF-8 are shown as U+FFFD: JSON has no other way, and such a name

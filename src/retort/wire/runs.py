@@ -2,103 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import msgspec
 
+from retort.core.console import ConsoleItem
+from retort.core.run import Answer, Mode, Status
+from retort.core.run import RunRequest as RunRequest  # what parsing gives, so part of this room
 from retort.errors import InvalidRequest
 from retort.wire.bodies import decode_object
 from retort.wire.params import Params
+from retort.wire.percent import printable
 
 MAX_RUN_ID = 128  #: characters; clients draw 32 or 64
 MAX_MESSAGE_BYTES = 3_670_016  #: 3.5 MiB; the client drops a connection above 4 MiB
 
+_COMPLETE = "complete"  #: a mode of the wire that makes no run (specification 7.9)
 _PIECE = 65_536  #: characters into which texts are cut where a message must be split
 _encode = msgspec.json.Encoder().encode
 
-#: [type, data] of specification 5.3; data is text for stdout and stderr.
-ConsoleItem = tuple[str, Any]
-
-
-class Mode(Enum):
-    """What a call wants; the value is on the wire."""
-
-    BATCH = "batch"
-    QUERY = "query"
-    CONTINUE = "continue"
-    INPUT = "input"
-    COMPLETE = "complete"
-
-
-class Status(Enum):
-    """Where a run is; the value is on the wire (specification 5.2)."""
-
-    CONTINUED = "continued"  #: goes on, maybe with output
-    WAITING_INPUT = "waiting-input"  #: the program reads its standard input
-    CLEAN_FINISHED = "clean-finished"
-    BUILD_FINISHED = "build-finished"
-    FINISHED = "finished"  #: the last answer
-    EXEC_TIMEOUT = "exec-timeout"  #: the last answer of a run that ran into the server's limit
+FileUrl = Callable[[str], str]  #: from a result file's name to its absolute address (5.4)
 
 
 @dataclass(frozen=True, slots=True)
-class BatchOptions:
-    """Commands of a batch run (specification 5.1); None or "" skips, "*" is the image's own.
+class CompleteRequest:
+    """What to complete, and where the cursor is (specification 7.9)."""
 
-    `has_clean` tells whether the key was there: only then `clean-finished` is sent (R6).
-    """
-
-    has_clean: bool = False
-    clean: str | None = None
-    build: str | None = None
-    exec: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CompleteOptions:
-    """Where the cursor is, for completions (specification 7.9)."""
-
+    code: str = ""
     row: int = 0
     col: int = 0
     line: str = ""
     post: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ExecuteRequest:
-    """A valid execute request; `options` is of BATCH and COMPLETE only."""
-
-    mode: Mode
-    code: str = ""
-    run_id: str | None = None  #: None: the server draws one; never None for CONTINUE and INPUT
-    options: BatchOptions | CompleteOptions | None = None
-
-
-def parse_execute(params: Params) -> ExecuteRequest:
+def parse_execute(params: Params) -> RunRequest | None:
     """Read the body of POST /session/:id (specification 6.2).
+
+    Returns:
+        RunRequest: with a `run_id` when the mode is CONTINUE or INPUT; None for mode
+        ``complete``, which `parse_complete` reads.
 
     Raises:
         InvalidRequest: with the messages of 6.2.
     """
     mode = _mode(params)
     run_id = _run_id(params)
-    if run_id is None and mode in (Mode.CONTINUE, Mode.INPUT):
+    if mode is None:
+        parse_complete(params)
+        return None
+    if run_id is None and not mode.starts:
         raise InvalidRequest("continuation requires explicit run ID")
-    code = params.string("code") or ""
-    options = params.mapping("options")
-    return ExecuteRequest(mode, code, run_id, _options(mode, options))
+    return _request(mode, run_id, params)
 
 
-def parse_complete(params: Params) -> ExecuteRequest:
+def parse_complete(params: Params) -> CompleteRequest:
     """Read the body of POST /session/:id/complete (specification 7.9)."""
-    options = _options(Mode.COMPLETE, params.mapping("options"))
-    return ExecuteRequest(Mode.COMPLETE, params.string("code") or "", None, options)
+    options = params.inner("options")
+    return CompleteRequest(
+        params.string("code") or "",
+        options.integer("row", default=0),
+        options.integer("col", default=0),
+        options.string("line") or "",
+        options.string("post") or "",
+    )
 
 
-def parse_stream_start(message: bytes | str) -> ExecuteRequest:
+def parse_stream_start(message: bytes | str) -> RunRequest:
     """Read the first message of a stream, which starts its run (specification 9.1).
 
     Raises:
@@ -106,16 +77,35 @@ def parse_stream_start(message: bytes | str) -> ExecuteRequest:
     """
     params = Params(decode_object(message))
     mode = _mode(params)
-    if mode not in (Mode.BATCH, Mode.QUERY):
+    if mode is None or not mode.starts:
         raise InvalidRequest("mode has an invalid value.")
+    return _request(mode, None, params)
+
+
+def _request(mode: Mode, run_id: str | None, params: Params) -> RunRequest:
     code = params.string("code") or ""
-    return ExecuteRequest(mode, code, None, _options(mode, params.mapping("options")))
+    options = params.inner("options")
+    if mode is not Mode.BATCH:
+        return RunRequest(mode, code, run_id)
+    if not isinstance(options.value("buildLog"), bool | None):
+        raise options.refuse("buildLog", "must be a boolean")  # checked, not acted on (D5)
+    return RunRequest(
+        mode,
+        code,
+        run_id,
+        options.has("clean"),
+        _command(options, "clean"),
+        _command(options, "build"),
+        _command(options, "exec"),
+    )
 
 
-def _mode(params: Params) -> Mode:
+def _mode(params: Params) -> Mode | None:
     word = params.value("mode", "type")  # the examples of the v2 page say "type"
     if not word:
         raise InvalidRequest("mode is missing or empty!")
+    if word == _COMPLETE:
+        return None
     try:
         return Mode(word)
     except ValueError:
@@ -129,31 +119,6 @@ def _run_id(params: Params) -> str | None:
     return run_id
 
 
-def _options(mode: Mode, raw: dict[str, Any] | None) -> BatchOptions | CompleteOptions | None:
-    options = Params(raw, where="options.")
-    if mode is Mode.BATCH:
-        return _batch_options(options)
-    if mode is Mode.COMPLETE:
-        return CompleteOptions(
-            options.integer("row", default=0),
-            options.integer("col", default=0),
-            options.string("line") or "",
-            options.string("post") or "",
-        )
-    return None
-
-
-def _batch_options(options: Params) -> BatchOptions:
-    if not isinstance(options.value("buildLog"), bool | None):
-        raise options.refuse("buildLog", "must be a boolean")  # checked, not acted on (D5)
-    return BatchOptions(
-        options.has("clean"),
-        _command(options, "clean"),
-        _command(options, "build"),
-        _command(options, "exec"),
-    )
-
-
 def _command(options: Params, name: str) -> str | None:
     command = options.string(name)
     if command and "\0" in command:
@@ -161,68 +126,61 @@ def _command(options: Params, name: str) -> str | None:
     return command
 
 
-class ResultFile(msgspec.Struct, frozen=True):
-    """A file the run made (specification 5.4): name below .output, absolute URL."""
-
+class _File(msgspec.Struct, frozen=True):
     name: str
     url: str
 
 
 class _Message(msgspec.Struct, frozen=True):
+    """What a stream sends."""
+
     status: str
     exit_code: int | None = msgspec.field(name="exitCode")
     console: Sequence[ConsoleItem]
     options: dict[str, Any] | None
-    files: Sequence[ResultFile]
+    files: Sequence[_File]
 
 
 class _Result(msgspec.Struct, frozen=True):
+    """What a call is answered (specification 5.2)."""
+
     run_id: str = msgspec.field(name="runId")
     status: str
     exit_code: int | None = msgspec.field(name="exitCode")
     console: Sequence[ConsoleItem]
     options: dict[str, Any] | None
-    files: Sequence[ResultFile]
+    files: Sequence[_File]
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class _Envelope(msgspec.Struct, frozen=True):
     result: _Result
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One answer of a run (specification 5.2). Texts in `console` hold no lone surrogates."""
-
-    status: Status
-    exit_code: int | None = None
-    console: Sequence[ConsoleItem] = ()
-    files: Sequence[ResultFile] = ()
-
-    @property
-    def options(self) -> dict[str, Any] | None:
-        """What the client insists on with `waiting-input`; else null."""
-        return {"is_password": False} if self.status is Status.WAITING_INPUT else None
-
-
-def execute_answer(run_id: str, result: Result) -> bytes:
+def execute_answer(answer: Answer, *, file_url: FileUrl) -> bytes:
     """Answer execute: ``{"result": {...}}`` (specification 6.2)."""
     return _encode(
-        _Answer(
+        _Envelope(
             _Result(
-                run_id,
-                result.status.value,
-                result.exit_code,
-                result.console,
-                result.options,
-                result.files,
+                answer.run_id,
+                answer.status.value,
+                answer.exit_code,
+                answer.console,
+                _options(answer),
+                _files(answer, file_url),
             )
         )
     )
 
 
-def destroyed_answer(run_id: str) -> bytes:
-    """Answer a call during which the session was destroyed (rule R15)."""
-    return _encode(_Answer(_Result(run_id, Status.FINISHED.value, 130, (), {}, ())))
+def _options(answer: Answer) -> dict[str, Any] | None:
+    """Give what the client insists on: an object while waiting for input, or as rule R15 says."""
+    if answer.status is Status.WAITING_INPUT:
+        return {"is_password": False}
+    return {} if answer.is_cancelled else None
+
+
+def _files(answer: Answer, file_url: FileUrl) -> tuple[_File, ...]:
+    return tuple(_File(printable(file.name), file_url(file.name)) for file in answer.files)
 
 
 def complete_answer(completions: Sequence[str]) -> bytes:
@@ -230,27 +188,30 @@ def complete_answer(completions: Sequence[str]) -> bytes:
     return _encode({"result": list(completions)})
 
 
-def stream_messages(result: Result, *, limit: int = MAX_MESSAGE_BYTES) -> list[bytes]:
+def stream_messages(
+    answer: Answer, *, file_url: FileUrl, limit: int = MAX_MESSAGE_BYTES
+) -> list[bytes]:
     """Encode one answer for a stream, as several when it is above the limit (specification 9.1).
 
     All but the last say `continued`. Only texts are cut; files stay whole in the last message.
     """
-    message = _message(result, result.console)
+    last = _Message(
+        answer.status.value,
+        answer.exit_code,
+        answer.console,
+        _options(answer),
+        _files(answer, file_url),
+    )
+    message = _encode(last)
     if len(message) <= limit:
         return [message]
     # What the last message has besides its console bounds what fits beside it.
-    parts = list(_portions(result.console, limit - len(_message(result, ()))))
-    going_on = Result(Status.CONTINUED)
+    room = limit - len(_encode(msgspec.structs.replace(last, console=())))
+    parts = list(_portions(answer.console, room))
     return [
-        *(_message(going_on, part) for part in parts[:-1]),
-        _message(result, parts[-1] if parts else ()),
+        *(_encode(_Message(Status.CONTINUED.value, None, part, None, ())) for part in parts[:-1]),
+        _encode(msgspec.structs.replace(last, console=parts[-1] if parts else ())),
     ]
-
-
-def _message(result: Result, console: Sequence[ConsoleItem]) -> bytes:
-    return _encode(
-        _Message(result.status.value, result.exit_code, console, result.options, result.files)
-    )
 
 
 def _portions(console: Iterable[ConsoleItem], room: int) -> Iterator[list[ConsoleItem]]:
@@ -269,19 +230,16 @@ def _portions(console: Iterable[ConsoleItem], room: int) -> Iterator[list[Consol
 
 
 def _pieces(console: Iterable[ConsoleItem]) -> Iterator[ConsoleItem]:
-    for kind, data in console:
-        if not isinstance(data, str):
-            yield kind, data
-            continue
-        for start in range(0, len(data), _PIECE):
-            yield kind, data[start : start + _PIECE]
+    for kind, text in console:
+        for start in range(0, len(text), _PIECE):
+            yield kind, text[start : start + _PIECE]
 
 
 def _append(portion: list[ConsoleItem], item: ConsoleItem) -> None:
     """Append, merging with a neighbour of the same type (rule R10)."""
-    kind, data = item
-    if portion and portion[-1][0] == kind and isinstance(data, str):
-        portion[-1] = (kind, portion[-1][1] + data)
+    kind, text = item
+    if portion and portion[-1][0] == kind:
+        portion[-1] = (kind, portion[-1][1] + text)
     else:
         portion.append(item)
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retort.core.files import FileEntry
 from retort.errors import InvalidRequest, RequestError, TooManyFiles
 from retort.wire.files import (
-    Entry,
     TarParts,
     listing_answer,
     parse_download,
@@ -104,7 +104,7 @@ def test_any_name_comes_back_from_full_escaping(name):
 
 
 def entry(name=b"main.c", mode=stat.S_IFREG | 0o644):
-    return Entry(name, mode, 74, 1709600523.4, 1709600523.5, 1709600523.6)
+    return FileEntry(name, mode, 74, 1709600523.4, 1709600523.5, 1709600523.6)
 
 
 def test_listings_are_json_within_json():

@@ -4,24 +4,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retort.core.run import Answer, Mode, OutputFile, RunRequest, Status
 from retort.errors import InvalidRequest, MalformedBody, RequestError
 from retort.wire.params import Params
 from retort.wire.runs import (
     MAX_MESSAGE_BYTES,
     MAX_RUN_ID,
-    BatchOptions,
-    CompleteOptions,
-    ExecuteRequest,
-    Mode,
-    Result,
-    ResultFile,
-    Status,
+    CompleteRequest,
     execute_answer,
     parse_complete,
     parse_execute,
     parse_stream_start,
     stream_messages,
 )
+
+
+def url(name):
+    return f"http://h/{name}"
+
+
+def messages_of(status, exit_code=None, console=(), files=(), **others):
+    answer = Answer("r1", status, exit_code, tuple(console), tuple(files))
+    return stream_messages(answer, file_url=url, **others)
 
 
 def execute(**keys):
@@ -34,16 +38,16 @@ def refused(message):
 
 def test_a_batch_of_the_reference_client():
     options = {"clean": None, "build": "*", "buildLog": False, "exec": "./main"}
-    assert execute(mode="batch", code="", runId="r1", options=options) == ExecuteRequest(
-        Mode.BATCH, "", "r1", BatchOptions(True, None, "*", "./main")
+    assert execute(mode="batch", code="", runId="r1", options=options) == RunRequest(
+        Mode.BATCH, "", "r1", True, None, "*", "./main"
     )
 
 
 def test_the_clean_key_counts_also_when_it_is_null():
     for options, has_clean in [({"clean": None}, True), ({"clean": ""}, True), ({}, False)]:
-        assert execute(mode="batch", options=options).options.has_clean is has_clean
-    assert execute(mode="batch", options=None).options == BatchOptions()
-    assert execute(mode="batch").options == BatchOptions()
+        assert execute(mode="batch", options=options).has_clean is has_clean
+    assert execute(mode="batch", options=None) == RunRequest(Mode.BATCH)
+    assert execute(mode="batch") == RunRequest(Mode.BATCH)
 
 
 def test_type_stands_in_for_a_missing_mode_only():
@@ -72,7 +76,7 @@ def test_continuation_needs_a_run_id(mode):
     with refused("continuation requires explicit run ID"):
         execute(mode=mode, runId=None)
     request = execute(mode=mode, code="x", runId="r")
-    assert (request.code, request.run_id, request.options) == ("x", "r", None)
+    assert request == RunRequest(Mode(mode), "x", "r")
 
 
 def test_run_ids_are_any_strings_within_bounds():
@@ -104,8 +108,9 @@ def test_options_of_other_types_are_refused(field, options):
 
 def test_other_options_are_ignored():
     options = {"limits": {"wall": 3}, "unheard": [], "exec": "x"}
-    assert execute(mode="batch", options=options).options == BatchOptions(exec="x")
-    assert execute(mode="query", code="1", options={"exec": 5}).options is None
+    assert execute(mode="batch", options=options) == RunRequest(Mode.BATCH, exec="x")
+    query = execute(mode="query", code="1", options={"exec": 5, "clean": None})
+    assert query == RunRequest(Mode.QUERY, "1")
 
 
 def test_code_must_be_text():
@@ -114,22 +119,24 @@ def test_code_must_be_text():
         execute(mode="query", code=5)
 
 
-def test_completion_has_a_cursor():
+def test_completion_has_a_cursor_and_makes_no_run():
     raw = {"code": "pri", "options": {"row": 1, "col": 3, "line": "pri", "post": ""}}
-    expected = ExecuteRequest(Mode.COMPLETE, "pri", None, CompleteOptions(1, 3, "pri", ""))
-    assert parse_complete(Params(raw)) == expected
-    assert execute(mode="complete", **raw) == expected
-    assert parse_complete(Params()).options == CompleteOptions()
+    assert parse_complete(Params(raw)) == CompleteRequest("pri", 1, 3, "pri", "")
+    assert parse_complete(Params()) == CompleteRequest()
+    assert execute(mode="complete", **raw) is None
+    with pytest.raises(InvalidRequest, match=r"^options\.row: "):
+        execute(mode="complete", options={"row": "x"})
 
 
 def test_a_stream_starts_a_batch_or_a_query():
     text = '{"code": "", "mode": "batch", "options": {"clean": "*", "exec": "*"}}'
-    expected = ExecuteRequest(Mode.BATCH, "", None, BatchOptions(True, "*", None, "*"))
+    expected = RunRequest(Mode.BATCH, "", None, True, "*", None, "*")
     assert parse_stream_start(text) == parse_stream_start(text.encode()) == expected
     query = parse_stream_start('{"code": "1", "mode": "query", "options": {}}')
-    assert query == ExecuteRequest(Mode.QUERY, "1")
-    with refused("mode has an invalid value."):
-        parse_stream_start('{"mode": "continue"}')
+    assert query == RunRequest(Mode.QUERY, "1")
+    for mode in ("continue", "input", "complete", "other"):
+        with refused("mode has an invalid value."):
+            parse_stream_start(json.dumps({"mode": mode}))
     with refused("mode is missing or empty!"):
         parse_stream_start("")
     for text in ("hello", "[]", "1"):
@@ -149,7 +156,7 @@ def test_any_stream_start_is_read_or_refused(text):
 
 @pytest.mark.parametrize("status", Status)
 def test_options_are_an_object_only_while_waiting_for_input(status):
-    result = json.loads(execute_answer("r", Result(status)))["result"]
+    result = json.loads(execute_answer(Answer("r", status), file_url=url))["result"]
     expected = {"is_password": False} if status is Status.WAITING_INPUT else None
     assert (result["status"], result["options"]) == (status.value, expected)
     assert (result["console"], result["files"]) == ([], [])
@@ -165,7 +172,7 @@ def joined(messages):
 
 
 def test_small_answers_are_one_message_without_run_id():
-    [message] = stream_messages(Result(Status.FINISHED, 0, [("stdout", "hi")]))
+    [message] = messages_of(Status.FINISHED, 0, [("stdout", "hi")])
     assert json.loads(message) == {
         "status": "finished",
         "exitCode": 0,
@@ -177,8 +184,8 @@ def test_small_answers_are_one_message_without_run_id():
 
 def test_two_full_streams_of_escapes_are_split_below_the_limit():
     console = [("stdout", "\x01" * 524_288), ("stderr", "\U0001f600" * 524_288)]
-    files = [ResultFile("a", "http://h/a")]
-    messages = stream_messages(Result(Status.BUILD_FINISHED, 2, console, files))
+    files = [OutputFile("a")]
+    messages = messages_of(Status.BUILD_FINISHED, 2, console, files)
     assert len(messages) > 1
     assert all(len(message) <= MAX_MESSAGE_BYTES for message in messages)
     decoded = [json.loads(message) for message in messages]
@@ -194,16 +201,14 @@ def test_two_full_streams_of_escapes_are_split_below_the_limit():
 
 def test_a_message_of_bmp_text_is_not_split():
     console = [("stdout", "€" * 524_288), ("stderr", "x" * 524_288)]
-    assert len(stream_messages(Result(Status.CONTINUED, None, console))) == 1
+    assert len(messages_of(Status.CONTINUED, None, console)) == 1
 
 
-def test_items_that_are_no_text_stay_whole():
-    media = ("media", ["image/svg+xml", "x" * 500])
-    console = [("stdout", "a" * 500), media, ("stdout", "b" * 500)]
-    messages = stream_messages(Result(Status.FINISHED, 0, console), limit=700)
-    items = [item for message in messages for item in json.loads(message)["console"]]
-    assert items == [["stdout", "a" * 500], list(media), ["stdout", "b" * 500]]
-    assert len(messages) == 3
+def test_a_file_name_that_is_not_utf8_is_shown_with_replacement_characters():
+    name = b"a\xff".decode("utf-8", "surrogateescape")
+    answer = Answer("r", Status.FINISHED, 0, (), (OutputFile(name),))
+    [file] = json.loads(execute_answer(answer, file_url=lambda _: "u"))["result"]["files"]
+    assert file == {"name": "a\ufffd", "url": "u"}
 
 
 @given(
@@ -212,8 +217,7 @@ def test_items_that_are_no_text_stay_whole():
 )
 def test_splitting_keeps_all_text_and_the_one_final_status(console, limit):
     decoded = [
-        json.loads(message)
-        for message in stream_messages(Result(Status.FINISHED, 1, console), limit=limit)
+        json.loads(message) for message in messages_of(Status.FINISHED, 1, console, limit=limit)
     ]
     expected = {}
     for kind, text in console:
