@@ -16,6 +16,7 @@ from retort.wire.percent import decode_valid, printable, to_bytes
         ("%4", "%4"),
         ("%41%FF%42", "A%FFB"),
         ("%ff", "%ff"),
+        ("%C3%A4%Fe%e2%82%ac%80", "ä%Fe€%80"),
         ("%E2%82", "%E2%82"),
         ("%F0%9F%98%80", "😀"),
         ("%C0%AF", "%C0%AF"),
