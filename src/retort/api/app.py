@@ -10,7 +10,6 @@ import asyncio
 import dataclasses
 import secrets
 import time
-from typing import Any
 
 import structlog
 from aiohttp import web
@@ -192,7 +191,7 @@ def problem_response(found: Problem, headers: dict[str, str]) -> web.Response:
     return web.Response(status=found.status, body=found.body, headers=headers | found.headers)
 
 
-class ProblemHandler(web.RequestHandler[Any]):
+class ProblemHandler(web.RequestHandler):
     """aiohttp's connection, but what it refuses by itself is a problem object too (spec 4.1)."""
 
     def handle_error(
@@ -213,9 +212,9 @@ class ProblemHandler(web.RequestHandler[Any]):
         return response
 
 
-class ApiServer(web.Server[Any]):
+class ApiServer(web.Server):
     """aiohttp's server with `ProblemHandler` connections."""
 
-    def __call__(self) -> web.RequestHandler[Any]:
+    def __call__(self) -> web.RequestHandler:
         """Make the protocol of a new connection."""
         return ProblemHandler(self, loop=asyncio.get_running_loop(), **self._kwargs)

@@ -40,7 +40,16 @@ class Call:
         headers: that every response of this call carries.
     """
 
-    __slots__ = ("_body", "_keypair", "captured", "headers", "limits", "request", "target", "version")
+    __slots__ = (
+        "_body",
+        "_keypair",
+        "captured",
+        "headers",
+        "limits",
+        "request",
+        "target",
+        "version",
+    )
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import resource
 import shutil
 import uuid
@@ -24,10 +25,12 @@ from retort.core.run import Answer, Mode, RunRequest
 from retort.core.session import Session
 from retort.errors import SessionNotFound
 from retort.node.files import FileLimits, SessionFiles
+from retort.node.leftovers import remember
 from retort.node.runner import Runner, RunSettings
 from retort.node.watched_run import WatchedRun
-from retort.sandbox.init import InitClient, KillScope
+from retort.sandbox.init import InitClient
 from retort.sandbox.launcher import HostUids, Launcher, Sandbox, SandboxSpec
+from retort.sandbox.protocol import Scope
 
 log = structlog.get_logger()
 
@@ -89,8 +92,9 @@ class LocalNode:
         sandbox: Sandbox | None = None
         try:
             sandbox = await self._launcher.start(_spec(session, host_uid), folder)
+            remember(sandbox)
             client = await InitClient.connect(
-                sandbox.socket_path,
+                os.fsencode(sandbox.socket_path),
                 timeout_s=CONNECT_S,
                 on_lost=lambda exc: self._lost(session.id, exc),
             )
@@ -100,7 +104,7 @@ class LocalNode:
         held = self._hold(session, image, sandbox, client, host_uid)
         self._held[session.id] = held
         try:
-            await client.prepare()
+            os.close((await client.prepare()).pidfd)
             if session.bootstrap_script:
                 await self._bootstrap(held, session.bootstrap_script)
         except BaseException:
@@ -123,8 +127,8 @@ class LocalNode:
         held = self._find(session_id)
         held.runner.cancel_all()
         with contextlib.suppress(OSError):
-            await held.client.kill(0, 9, KillScope.ALL)
-        await held.client.prepare()
+            await held.client.kill(0, 9, Scope.EVERYTHING)
+        os.close((await held.client.prepare()).pidfd)
 
     async def interrupt(self, session_id: uuid.UUID) -> None:
         """Send SIGINT to the running program's process group."""

@@ -69,7 +69,8 @@ class StepPipes:
         for end in (self._in, self._out, self._err):
             if end >= 0:
                 os.set_blocking(end, False)
-        self._theirs = self.stdio = (child_in, child_out, child_err)
+        self.stdio = (child_in, child_out, child_err)
+        self._theirs: tuple[int, ...] = self.stdio
         self.held = tuple(end for end in (self._in, self._out, self._err) if end >= 0)
         loop.add_reader(self._out, self._read, Stream.STDOUT, self._out)
         loop.add_reader(self._err, self._read, Stream.STDERR, self._err)

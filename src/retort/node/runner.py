@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import os
 import secrets
 import signal
 import time
@@ -46,13 +47,15 @@ from retort.node.live_run import LiveRun
 from retort.node.output_files import changed_since
 from retort.node.pipes import StepPipes
 from retort.node.plan import plan_of
-from retort.sandbox.init import ExecStep, InitClient, KillScope, StepExit
+from retort.sandbox.init import ExecStep, InitClient, Started, StepExit
+from retort.sandbox.protocol import Scope
 
 log = structlog.get_logger()
 
 FIRST_LOOK_S = 0.010  # a program that ends at once is never looked at
 SECOND_LOOK_S = 0.050  # two looks this far apart mean that it really waits (spec R11)
 SLOWEST_LOOK_S = 0.400
+HOME = b"/home/work"
 ABANDON_S = 5.0  # between SIGINT and SIGKILL for a program whose watcher is gone
 
 
@@ -204,7 +207,7 @@ class Runner:
     def interrupt(self) -> None:
         """Send SIGINT to the process group of the running program (spec 7.6)."""
         if self._step is not None:
-            self._kill(self._step.number, signal.SIGINT, KillScope.GROUP)
+            self._kill(self._step.number, signal.SIGINT, Scope.GROUP)
 
     def cancel_all(self) -> None:
         """End every run: the session is destroyed or restarted (R15)."""
@@ -214,7 +217,7 @@ class Runner:
         if step is not None:
             step.pipes.drain()
             step.pipes.close()
-            self._kill(step.number, signal.SIGKILL, KillScope.ALL)
+            self._kill(step.number, signal.SIGKILL, Scope.EVERYTHING)
         for run in ([current] if current else []) + queued:
             self._advance(run, Cancelled())
 
@@ -282,7 +285,7 @@ class Runner:
                     self._start_step(run, phase, argv)
                 case KillStep():
                     if self._step is not None and self._step.run is run:
-                        self._kill(self._step.number, signal.SIGKILL, KillScope.ALL)
+                        self._kill(self._step.number, signal.SIGKILL, Scope.EVERYTHING)
                 case Report():
                     run.close_answer(order, files if order.status.ends_run else ())
         if run.is_ended:
@@ -319,19 +322,23 @@ class Runner:
             return
         step = _Step(self._last_number, phase, pipes, run, time.time(), run.console.cut_chars)
         self._step = step
-        started = self._client.exec(
-            ExecStep(
-                number=step.number,
-                argv=argv,
-                env=self._environment,
-                cwd=b".",
-                rlimits=self._rlimits,
-                tag=run.run_id.encode()[:128],
-                stdio=pipes.stdio,
-                held=pipes.held,
-            ),
-            lambda end: self._step_exited(step, end),
+        program = ExecStep(
+            number=step.number,
+            argv=argv,
+            env=self._environment,
+            cwd=HOME,
+            rlimits=self._rlimits,
+            tag=run.run_id.encode()[:128],
+            stdio=pipes.stdio,
+            held=pipes.held,
         )
+        try:
+            started = self._client.exec(program, lambda end: self._step_exited(step, end))
+        except (SandboxFault, ValueError) as exc:
+            pipes.close()
+            self._step = None
+            self._later(self._fail_step(run, str(exc)))
+            return
         pipes.started()
         if phase is Phase.EXEC and run.typed:
             pipes.write(bytes(run.typed))
@@ -340,7 +347,7 @@ class Runner:
         if run.is_watched:
             self._watch(run)
 
-    def _step_started(self, step: _Step, future: asyncio.Future[object]) -> None:
+    def _step_started(self, step: _Step, future: asyncio.Future[Started]) -> None:
         if future.cancelled() or (error := future.exception()) is None:
             return
         if self._step is step:
@@ -385,11 +392,11 @@ class Runner:
         try:
             await self._client.release(number)
             if self._step is None:
-                await self._client.prepare()
+                os.close((await self._client.prepare()).pidfd)
         except (SandboxFault, OSError) as exc:
             log.debug("step.untidy", reason=str(exc))
 
-    def _kill(self, number: int, signum: int, scope: KillScope) -> None:
+    def _kill(self, number: int, signum: int, scope: Scope) -> None:
         future = self._client.kill(number, signum, scope)
         future.add_done_callback(_ignore)  # ended before the signal came: nothing to do
 
@@ -449,12 +456,12 @@ def _usage_of(end: StepExit, cut_chars: int) -> Usage:
         user_us=end.user_us,
         system_us=end.system_us,
         max_rss_bytes=end.max_rss_kib * 1024,
-        read_bytes=end.in_blocks * 512,
-        written_bytes=end.out_blocks * 512,
+        read_bytes=end.usage.in_blocks * 512,
+        written_bytes=end.usage.out_blocks * 512,
         cut_chars=cut_chars,
     )
 
 
-def _ignore(future: asyncio.Future[object]) -> None:
+def _ignore(future: asyncio.Future[None]) -> None:
     if not future.cancelled():
         future.exception()

@@ -1,0 +1,249 @@
+"""Building and running the whole server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime as dt
+import fcntl
+import os
+import secrets
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+
+from aiohttp import web
+
+from retort.api.about import AboutRoutes
+from retort.api.app import Api, ApiServer, Routes
+from retort.api.auth import Authenticator
+from retort.api.call import BodyLimits
+from retort.api.files import FileRoutes, UploadLimits
+from retort.api.runs import RunRoutes
+from retort.api.sessions import SessionRoutes
+from retort.api.stream import StreamRoutes
+from retort.config import Config
+from retort.core.image import Catalogue
+from retort.errors import RetortError, SandboxFault
+from retort.node.agent import LocalNode
+from retort.node.files import FileLimits
+from retort.node.leftovers import end_leftovers
+from retort.node.runner import RunSettings
+from retort.placement.local import LocalPlacement, machine_memory_bytes
+from retort.sandbox.images import host_catalogue
+from retort.sandbox.launcher import HostUids, Launcher
+from retort.sandbox.rootfs import build
+from retort.services.files import FileService
+from retort.services.keypairs import KeyRing
+from retort.services.runs import RunService
+from retort.services.sessions import SessionService
+from retort.sql.engine import Database
+from retort.sql.keypairs import SqlKeyPairs
+from retort.sql.migrations import migrate
+from retort.sql.sessions import SqlSessions
+from retort.wiring.host import init_program
+from retort.wiring.store import SystemClock, open_database
+
+KEYS_REFRESH_S = 3.0  # a key revoked by another process is refused at the latest after this
+RECORDS_SWEEP_S = 3600.0
+RECORDS_KEPT = dt.timedelta(days=30)
+SHUTDOWN_S = 5.0  # how long open requests may take when the server stops
+
+
+class StateInUse(RetortError):
+    """Another server runs on this state folder."""
+
+    code = "state-in-use"
+
+
+@dataclasses.dataclass(slots=True)
+class RunningServer:
+    """A server that listens.
+
+    Attributes:
+        url: where, with the port that was really taken.
+        is_new: its state folder had no key; `keys` has none yet.
+    """
+
+    url: str
+    keys: KeyRing
+    sessions: SessionService
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there is no key at all."""
+        return not len(self.keys)
+
+
+@contextlib.asynccontextmanager
+async def running_server(config: Config) -> AsyncIterator[RunningServer]:
+    """Run the whole server on a state folder until the block is left.
+
+    Sessions end with it; those that a killed server left behind are ended at the start.
+
+    Raises:
+        StateInUse: another server has the folder.
+        SandboxFault: this host cannot make sandboxes; `retort doctor` says why.
+        StoreFault: the database cannot be opened.
+        OSError: the address is taken.
+    """
+    with _lock(config.state.folder):
+        async with open_database(config) as database, contextlib.AsyncExitStack() as stack:
+            await migrate(database)
+            keys = KeyRing(SqlKeyPairs(database), SystemClock(), policy=config.keys.policy)
+            await keys.load()
+            yield await _serve(config, database, keys, stack)
+
+
+async def _serve(
+    config: Config, database: Database, keys: KeyRing, stack: contextlib.AsyncExitStack
+) -> RunningServer:
+    clock = SystemClock()
+    http, runs = config.http, config.runs
+    catalogue = await asyncio.to_thread(host_catalogue)
+    node = await _local_node(config, catalogue, lambda sid, why: sessions.lost(sid, why))
+    placement = LocalPlacement(
+        node, memory_bytes=machine_memory_bytes(), cpus=os.cpu_count() or 1
+    )
+    sessions = SessionService(SqlSessions(database), placement, catalogue, clock, config.limits)
+    await sessions.bury("server-ended")
+    run_service = RunService(sessions, placement, poll_s=runs.poll_s)
+    file_service = FileService(sessions, placement, secret=_secret(config.state.folder))
+    run_routes = RunRoutes(
+        run_service,
+        file_service,
+        base_url=config.server.public_url,
+        base_path=config.server.base_path,
+    )
+    stream_routes = StreamRoutes(sessions, run_service, run_routes)
+    api = Api(
+        Routes(
+            AboutRoutes(sessions, config.server.version),
+            SessionRoutes(sessions, clock),
+            run_routes,
+            stream_routes,
+            FileRoutes(file_service, UploadLimits(http.upload_files, http.upload_file_bytes)),
+        ),
+        Authenticator(keys, clock),
+        limits=BodyLimits(http.json_bytes, http.body_grace_s, http.body_min_rate_bytes_s),
+        base_path=config.server.base_path,
+    )
+    stack.push_async_callback(node.close)
+    stack.push_async_callback(sessions.end_all, "server-stopped")
+    chores: list[Coroutine[None, None, None]] = [
+        node.sweep_forever(),
+        _refresh_forever(keys),
+        _forget_forever(SqlSessions(database), clock),
+    ]
+    for forever in chores:
+        stack.push_async_callback(_stop, asyncio.ensure_future(forever))
+    server = ApiServer(
+        api.handle,
+        access_log=None,
+        keepalive_timeout=http.keepalive_s,
+        max_line_size=http.header_line_bytes,
+        max_field_size=http.header_line_bytes,
+        auto_decompress=False,
+    )
+    runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    stack.push_async_callback(stream_routes.close)
+    site = web.TCPSite(runner, config.server.host, config.server.port, backlog=1024)
+    await site.start()
+    return RunningServer(_url(config, runner), keys, sessions)
+
+
+async def _local_node(
+    config: Config, catalogue: Catalogue, on_lost: Callable[[uuid.UUID, str], None]
+) -> LocalNode:
+    """Build the node of this machine, and end what an earlier server's life left on it."""
+    bwrap = shutil.which(config.sandbox.bwrap)
+    if bwrap is None:
+        raise SandboxFault("start", f"{config.sandbox.bwrap}: not found; see `retort doctor`")
+    base = await asyncio.to_thread(build, config.state.folder, init_program())
+    launcher = Launcher(Path(bwrap), base)
+    folder = config.state.folder / "sessions"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    await end_leftovers(launcher, folder)
+    is_root = os.geteuid() == 0
+    sandbox, http, runs = config.sandbox, config.http, config.runs
+    return LocalNode(
+        launcher,
+        catalogue,
+        folder,
+        host_uids=HostUids(sandbox.host_uid_first, sandbox.host_uid_count) if is_root else None,
+        runs=RunSettings(
+            output_chars=runs.output_chars,
+            forget_s=runs.forget_s,
+            max_queued=runs.max_queued_runs,
+            input_bytes=runs.input_chars,
+            wall_s=runs.wall_s,
+        ),
+        files=FileLimits(
+            max_upload_file_bytes=http.upload_file_bytes,
+            max_listed_entries=http.listing_entries,
+            max_archive_entries=http.archive_entries,
+            max_part_bytes=http.download_part_bytes,
+        ),
+        flush_s=runs.flush_s,
+        on_lost=on_lost,
+    )
+
+
+async def _refresh_forever(keys: KeyRing) -> None:
+    """See what other processes did to the keys."""
+    while True:
+        await asyncio.sleep(KEYS_REFRESH_S)
+        with contextlib.suppress(RetortError):  # the database may be back the next time
+            await keys.refresh()
+
+
+async def _forget_forever(store: SqlSessions, clock: SystemClock) -> None:
+    """Delete old records of ended sessions."""
+    while True:
+        await asyncio.sleep(RECORDS_SWEEP_S)
+        with contextlib.suppress(RetortError):
+            await store.forget_ended_before(clock.now() - RECORDS_KEPT)
+
+
+async def _stop(task: asyncio.Future[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _url(config: Config, runner: web.ServerRunner) -> str:
+    host, port = runner.addresses[0][:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}{config.server.base_path}"
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold a state folder: one server at a time (flock(2); gone with the process)."""
+    folder.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+    fd = os.open(folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateInUse(f"Another server runs on {folder}") from None
+        yield
+    finally:
+        os.close(fd)
+
+
+def _secret(folder: Path) -> bytes:
+    """Read this server's secret, or make it: it signs the addresses of result files."""
+    path = folder / "secret"
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        made = secrets.token_bytes(32)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(made)
+        return made
+

@@ -1,0 +1,41 @@
+"""Opening the database and what is kept in it; light, because `retort keys` waits for it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import AsyncIterator
+
+from retort.config import Config
+from retort.services.keypairs import KeyRing
+from retort.sql.engine import Database, sqlite_url
+from retort.sql.keypairs import SqlKeyPairs
+from retort.sql.migrations import migrate
+
+
+class SystemClock:
+    """The host's clock, as a `core.ports.Clock`."""
+
+    def now(self) -> dt.datetime:
+        """Give the present time, aware UTC."""
+        return dt.datetime.now(dt.UTC)
+
+
+def open_database(config: Config) -> Database:
+    """Open the configured database; still to be migrated. Raises StoreFault."""
+    url = config.database.url or sqlite_url(config.state.folder)
+    return Database(url, busy_s=config.database.busy_s)
+
+
+@contextlib.asynccontextmanager
+async def open_keyring(config: Config) -> AsyncIterator[KeyRing]:
+    """Open the key pairs of a state folder, beside a running server or without one.
+
+    Nothing is in memory yet: `lookup` and changes work, `find` only after `load`.
+
+    Raises:
+        StoreFault: the database cannot be opened or brought to the present schema.
+    """
+    async with open_database(config) as database:
+        await migrate(database)
+        yield KeyRing(SqlKeyPairs(database), SystemClock(), policy=config.keys.policy)
