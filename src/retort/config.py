@@ -1,0 +1,425 @@
+"""Every setting of Retort: its unit, default and effect, and where it is read from.
+
+Later wins: the default, `retort.toml`, a variable `RETORT_SECTION_FIELD`, a flag. Read by wiring
+and cli only; everything else gets values as arguments. The table for operators is
+docs/configuration.md, made from the comments here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from retort.core.keypair import KeyPolicy
+from retort.core.limits import Limits
+from retort.errors import RetortError
+from retort.units import parse_bytes, parse_duration
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class ConfigError(RetortError):
+    """A setting cannot be used."""
+
+    code = "config-error"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Server:
+    """Where the server listens, and how others reach it."""
+
+    #: Address to listen on; other than loopback only with at least one key.
+    host: str = "127.0.0.1"
+    #: TCP port to listen on; 0 takes a free one.
+    port: int = 8090
+    #: URL under which clients reach the server, for links in answers; unset: the request's Host.
+    public_url: str | None = None
+    #: Path before every route, such as /retort, for a proxy that does not strip it.
+    base_path: str = ""
+    #: Version the server gives itself as "manager"; clients parse it as YY.MM.patch.
+    version: str = "23.09.10"
+
+    @property
+    def endpoint(self) -> str:
+        """The URL for clients, as far as it is known without a request; no slash at its end."""
+        if self.public_url:
+            return self.public_url.rstrip("/")
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 not bound
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{self.base_path}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class State:
+    """Where everything lies that must survive a restart."""
+
+    #: Folder of the database, sessions and retort.toml; made with mode 0700 if missing.
+    folder: Path = dataclasses.field(default_factory=lambda: default_folder(os.environ))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DatabaseSection:
+    """Where key pairs and sessions are kept."""
+
+    #: postgresql://user:password@host/name; unset: SQLite in the state folder.
+    url: str | None = None
+    #: Seconds to wait for another process's lock before a request fails.
+    busy_s: float = 5.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Http:
+    """What one request and one answer may weigh, and how slow they may be."""
+
+    #: Bytes of a JSON body.
+    json_bytes: int = MIB
+    #: Bytes of the request line, and of each header line.
+    header_line_bytes: int = 16 * KIB
+    #: Files of one upload.
+    upload_files: int = 20
+    #: Bytes of one uploaded file.
+    upload_file_bytes: int = MIB
+    #: Bytes of a refused body that are still read, so that the client gets to see the answer.
+    drain_bytes: int = 64 * MIB
+    #: Seconds a request may take to send its headers.
+    header_s: float = 30.0
+    #: Seconds before a body has to arrive at `body_min_rate_bytes_s`.
+    body_grace_s: float = 30.0
+    #: Bytes per second; a body that is slower over its whole time is refused with 400.
+    body_min_rate_bytes_s: int = 4 * KIB
+    #: Seconds an idle connection stays open.
+    keepalive_s: float = 75.0
+    #: Bytes of a file in a multi-file download; a larger one is refused.
+    download_part_bytes: int = 64 * MIB
+    #: Entries of a folder that a listing shows; the rest is cut, and the answer says so.
+    listing_entries: int = 100_000
+    #: Entries of a folder that is downloaded as an archive; a larger one is refused.
+    archive_entries: int = 100_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sandbox:
+    """What a session may use when nobody asks for less or more, and how it is shut in."""
+
+    #: The bubblewrap program; a bare name is looked for in PATH.
+    bwrap: str = "bwrap"
+    #: Bytes of /home/work, a tmpfs that counts as memory.
+    scratch_bytes: int = 512 * MIB
+    #: Bytes of /tmp and of /var/tmp, each a tmpfs.
+    tmp_bytes: int = 64 * MIB
+    #: Bytes of /dev/shm.
+    shm_bytes: int = 64 * MIB
+    #: Bytes of memory of a session that does not name its `mem` slot.
+    memory_bytes: int = 2048 * MIB
+    #: CPUs of a session that does not name its `cpu` slot.
+    cpus: float = 1.0
+    #: Processes and threads of a step (RLIMIT_NPROC).
+    processes: int = 1024
+    #: Open files of a process (RLIMIT_NOFILE).
+    open_files: int = 4096
+    #: Bytes of a process's stack (RLIMIT_STACK).
+    stack_bytes: int = 64 * MIB
+    #: Bytes of the largest file that a process can write (RLIMIT_FSIZE).
+    file_bytes: int = 512 * MIB
+    #: First host user id given to sessions; only used as root.
+    host_uid_first: int = 1_900_000_000
+    #: Host user ids for sessions, so many live at once at most; only used as root.
+    host_uid_count: int = 65_536
+    #: Other names of images: what a caller may ask for, and what it gets.
+    image_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Runs:
+    """How programs are run and watched."""
+
+    #: Seconds an execute call waits for news before it answers that the program still runs.
+    poll_s: float = 2.0
+    #: Seconds for which a stream collects output before it sends it.
+    flush_s: float = 0.2
+    #: Characters of output that one answer carries; more is dropped and counted.
+    output_chars: int = 524_288
+    #: Seconds after which a run that nobody asks about is forgotten.
+    forget_s: float = 900.0
+    #: Seconds a step may take; unset: no end.
+    wall_s: float | None = None
+    #: Runs of a session that may wait for their turn.
+    max_queued_runs: int = 64
+    #: Characters of one input line or of a query's code.
+    input_chars: int = 524_288
+    #: Bytes of a session's log that are kept; the oldest go first.
+    log_bytes: int = 10 * MIB
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Keys:
+    """What a key that is made now may use; keys made before keep what they have."""
+
+    #: Live sessions of a key.
+    max_sessions: int = 30
+    #: Requests of a key in a rolling window of 900 s.
+    rate_limit: int = 30_000
+
+    @property
+    def policy(self) -> KeyPolicy:
+        """The same as a value of core."""
+        return KeyPolicy(max_sessions=self.max_sessions, rate_limit=self.rate_limit)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that can be set, one field per section of `retort.toml`."""
+
+    server: Server = dataclasses.field(default_factory=Server)
+    state: State = dataclasses.field(default_factory=State)
+    database: DatabaseSection = dataclasses.field(default_factory=DatabaseSection)
+    http: Http = dataclasses.field(default_factory=Http)
+    sandbox: Sandbox = dataclasses.field(default_factory=Sandbox)
+    runs: Runs = dataclasses.field(default_factory=Runs)
+    keys: Keys = dataclasses.field(default_factory=Keys)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of a session that asks for nothing."""
+        names = {field.name for field in dataclasses.fields(Limits)} - {"wall_s"}
+        given = {name: getattr(self.sandbox, name) for name in names}
+        return Limits(**given, wall_s=self.runs.wall_s)
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def load(
+    *,
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Config:
+    """Read the configuration.
+
+    Args:
+        flags: values from the command line by key, e.g. {"server.port": 8091}; None: not given.
+        environ: variables; os.environ if left out.
+        file: what `--config` names; otherwise `retort.toml` in the state folder, if it is there.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong kind, or a file that cannot be read.
+    """
+    environ = os.environ if environ is None else environ
+    given = {"state.folder": default_folder(environ)} | _checked(
+        (key, value, f"--config {file}") for key, value in _from_file(file)
+    )
+    late = _checked(_from_environ(environ), is_text=True) | _checked(
+        (key, value, "the command line")
+        for key, value in (flags or {}).items()
+        if value is not None
+    )
+    if file is None:
+        found = (given | late)["state.folder"] / "retort.toml"
+        values = list(_from_file(found)) if found.is_file() else []
+        if any(key == "state.folder" for key, _ in values):
+            raise ConfigError(f"state.folder cannot be set in {found}, which lies in that folder")
+        given |= _checked((key, value, str(found)) for key, value in values)
+    given |= late
+    sections = {
+        section: kind(
+            **{key.split(".")[1]: given[key] for key in given if key.startswith(f"{section}.")}
+        )
+        for section, kind in _sections().items()
+    }
+    config = Config(**sections)
+    _check_ranges(config)
+    return config
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Split HOST:PORT; an IPv6 address stands in brackets, as in [::1]:8090.
+
+    Raises:
+        ValueError: it is not of that form, or the port is beyond 65535.
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("an IPv6 address stands in brackets, as in [::1]:8090")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:8090")
+    return host, int(port)
+
+
+def default_folder(environ: Mapping[str, str]) -> Path:
+    """Give the state folder that is used when none is set."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/retort")
+    home = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or Path.home(), ".local/state")
+    return Path(home, "retort")
+
+
+@functools.cache
+def _sections() -> dict[str, type]:
+    return typing.get_type_hints(Config)
+
+
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    """Give every key, as section.field, with its type."""
+    return {
+        f"{section}.{name}": kind
+        for section, fields in _sections().items()
+        for name, kind in typing.get_type_hints(fields).items()
+    }
+
+
+def _from_file(file: Path | None) -> Iterator[tuple[str, object]]:
+    if file is None:
+        return
+    try:
+        sections = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(f"{file}: {exc}") from exc
+    for section, fields in sections.items():
+        if isinstance(fields, dict):
+            yield from ((f"{section}.{name}", value) for name, value in fields.items())
+        else:
+            raise ConfigError(_unknown(section, str(file)))
+
+
+def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[str, object, str]]:
+    keys = {f"RETORT_{key.replace('.', '_')}".upper(): key for key in (*_kinds(), "server.listen")}
+    sections = tuple(f"RETORT_{section}_".upper() for section in _sections())
+    for variable, text in environ.items():
+        if variable in keys:
+            yield keys[variable], text, variable
+        elif variable.startswith(sections) or (
+            # Other programs may have variables of this prefix; one that is nearly ours is a slip.
+            variable.startswith("RETORT_") and difflib.get_close_matches(variable, keys, cutoff=0.9)
+        ):
+            near = difflib.get_close_matches(variable, keys, 1, cutoff=0.0)[0]
+            raise ConfigError(f"the environment has no use for {variable}; did you mean {near}?")
+
+
+def _checked(values: Iterator[tuple[str, object, str]], *, is_text: bool = False) -> dict[str, Any]:
+    """Turn (key, raw value, where it stands) into values of the right types.
+
+    `is_text`: every raw value is a string, whatever its type will be.
+    """
+    result: dict[str, Any] = {}
+    for key, raw, place in values:
+        try:
+            if key == "server.listen":  # short for host and port, wherever values are given
+                result["server.host"], result["server.port"] = parse_listen(_text(raw))
+            elif key in _kinds():
+                result[key] = _convert(key, _kinds()[key], raw, is_text=is_text)
+            else:
+                raise ConfigError(_unknown(key, place))
+        except ValueError as exc:
+            raise ConfigError(f"{key} in {place}: {exc}, not {raw!r}") from exc
+    return result
+
+
+def _unknown(key: str, place: str) -> str:
+    known = [*_kinds(), *_sections(), "server.listen"]
+    near = difflib.get_close_matches(key, known, 1, cutoff=0.0)
+    return f"{key} in {place} is not a setting; did you mean {near[0]}?"
+
+
+def _convert(key: str, kind: Any, raw: object, *, is_text: bool) -> object:
+    """Give a value as its field's type."""
+    if isinstance(kind, types.UnionType):
+        if raw is None or raw == "":
+            return None
+        kind = next(part for part in kind.__args__ if part is not types.NoneType)
+    if kind is Path:
+        return (raw if isinstance(raw, Path) else Path(_filled(raw))).expanduser()
+    if kind is str:
+        # An empty host would listen everywhere, an empty program start the wrong thing.
+        return _text(raw) if key == "server.base_path" else _filled(raw)
+    if kind is int:
+        return _integer(key, raw, is_text=is_text)
+    if kind is float:
+        return _number(key, raw, is_text=is_text)
+    return _mapping(raw, is_text=is_text)
+
+
+def _text(raw: object) -> str:
+    if not isinstance(raw, str):
+        raise ValueError("must be a text")
+    return raw
+
+
+def _filled(raw: object) -> str:
+    if not (text := _text(raw)):
+        raise ValueError("must not be empty")
+    return text
+
+
+def _integer(key: str, raw: object, *, is_text: bool) -> int:
+    if "bytes" in key and isinstance(raw, str):
+        return parse_bytes(raw)
+    if is_text:
+        raw = int(_text(raw)) if _text(raw).strip().isdigit() else raw
+    if isinstance(raw, bool) or not isinstance(raw, int):
+        raise ValueError("must be a whole number")
+    if raw < 0:
+        raise ValueError("must not be negative")
+    return raw
+
+
+def _number(key: str, raw: object, *, is_text: bool) -> float:
+    if key.endswith("_s"):
+        if isinstance(raw, bool) or not isinstance(raw, str | int | float):
+            raise ValueError("must be a duration")
+        return parse_duration(raw)
+    if is_text:
+        raw = float(_text(raw))
+    if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 < raw < float("inf"):
+        raise ValueError("must be a number above 0")
+    return float(raw)
+
+
+def _mapping(raw: object, *, is_text: bool) -> Mapping[str, str]:
+    if is_text:
+        pairs = [part.partition("=") for part in _text(raw).split(",") if part.strip()]
+        raw = {name.strip(): value.strip() for name, _, value in pairs}
+    if not isinstance(raw, Mapping) or not all(
+        isinstance(part, str) and part for item in raw.items() for part in item
+    ):
+        raise ValueError("must be names with values, as in a=b,c=d")
+    return dict(raw)
+
+
+def _check_ranges(config: Config) -> None:
+    server, sandbox = config.server, config.sandbox
+    path = server.base_path
+    url = urlsplit(server.public_url) if server.public_url else None
+    wrong = {
+        "server.port: must be between 0 and 65535": server.port > 65_535,
+        "server.base_path: must start with a slash and not end with one": path != ""
+        and (not path.startswith("/") or path.endswith("/")),
+        "server.public_url: must be an http or https URL": url is not None
+        and (url.scheme not in ("http", "https") or not url.netloc),
+        # 2^32 - 1 means "no id" to the host kernel (setresuid(2)).
+        "sandbox.host_uid_first: the range must lie between 1000 and 4294967294": not (
+            sandbox.host_uid_first >= 1000
+            and sandbox.host_uid_first + sandbox.host_uid_count <= 4_294_967_295
+        ),
+        "sandbox.host_uid_count: must be at least 1": sandbox.host_uid_count < 1,
+        "runs.wall_s: must be above 0, or unset": config.runs.wall_s == 0,
+    } | {
+        # Zero would read as "no limit" to some of those that get it.
+        f"{section}.{name}: must be at least 1": getattr(getattr(config, section), name) == 0
+        for section, name in (key.split(".") for key in _kinds() if "bytes" in key)
+    }
+    for problem, is_wrong in wrong.items():
+        if is_wrong:
+            raise ConfigError(problem)
