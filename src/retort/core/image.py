@@ -182,7 +182,7 @@ _IF_C = """if sources "${c[@]}"; then
   exec gcc "${flags[@]}" "${found[@]}" "${libraries[@]}"
 fi
 """
-_IF_CPP = r"""if sources \( "${cpp[@]}" \); then
+_IF_CPP = """if sources "${cpp[@]}"; then
   exec g++ "${flags[@]}" "${found[@]}" "${libraries[@]}"
 fi
 """

@@ -1,0 +1,94 @@
+"""Image references, the catalogue and the environment of commands."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retort.core.image import Catalogue, Image, ImageKind, ImageRef, environment
+from retort.errors import ImageNotFound, InvalidRequest
+
+
+@pytest.mark.parametrize(
+    ("text", "ref"),
+    [
+        ("gcc", ImageRef("gcc", "latest")),
+        ("gcc:12-debian", ImageRef("gcc", "12-debian")),
+        ("c++", ImageRef("c++", "latest")),
+        ("stable/python:3.11", ImageRef("python", "3.11", "stable")),
+        ("example.org:5000/a/b/gcc", ImageRef("gcc", "latest", "example.org:5000/a/b")),
+        ("localhost:80/x:y", ImageRef("x", "y", "localhost:80")),
+    ],
+)
+def test_a_reference_is_read_and_written_back(text: str, ref: ImageRef) -> None:
+    assert ImageRef.parse(text) == ref
+    assert ImageRef.parse(str(ref)) == ref
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", ":", "gcc:", ":12", "/gcc", "a//b", "../etc", "gcc:1:2", "-gcc", "gcc:-1"),
+        *("gcc\n", "g cc", "gcc;ls", "gç", "a" * 256, "gcc:" + "1" * 129, "gcc@sha256:00"),
+        *("a\0b", "١"),
+    ],
+)
+def test_a_malformed_reference_is_refused_by_field(text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        ImageRef.parse(text)
+    assert list(caught.value.data) == ["image"]
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_a_reference_or_refused(text: str) -> None:
+    try:
+        ref = ImageRef.parse(text)
+    except InvalidRequest:
+        return
+    assert ImageRef.parse(str(ref)) == ref
+
+
+GCC = Image(ImageRef("gcc", "12-debian"), ImageKind.C, ("c", "gcc:latest", "gcc:12"))
+PYTHON = Image(ImageRef("python", "3.11-debian"), ImageKind.PYTHON, ("python", "c"))
+CATALOGUE = Catalogue([GCC, PYTHON])
+
+
+@pytest.mark.parametrize("text", ["gcc:12-debian", "gcc", "gcc:latest", "gcc:12", "c", "c:latest"])
+def test_an_image_is_found_by_its_name_and_every_alias(text: str) -> None:
+    assert CATALOGUE.resolve(text) is GCC
+
+
+def test_a_full_name_resolves_to_itself() -> None:
+    assert CATALOGUE.resolve(str(PYTHON.ref)) is PYTHON
+    assert CATALOGUE.images == (GCC, PYTHON)
+
+
+@pytest.mark.parametrize("text", ["gcc:11", "nope", "elsewhere/gcc", "GCC"])
+def test_an_unknown_image_is_not_found(text: str) -> None:
+    with pytest.raises(ImageNotFound, match="No such environment image"):
+        CATALOGUE.resolve(text)
+
+
+def test_the_environment_is_that_of_the_specification() -> None:
+    made = environment({})
+    assert made["HOME"] == "/home/work"
+    assert (made["USER"], made["SHELL"], made["LANG"]) == ("work", "/bin/bash", "C.UTF-8")
+    assert made["TERM"] == "xterm"
+    assert made["PATH"].split(":")[0] == "/home/work/.local/bin"
+
+
+def test_the_sessions_own_variables_win() -> None:
+    made = environment({"HOME": "/tmp", "MINE": "1"})
+    assert (made["HOME"], made["MINE"]) == ("/tmp", "1")
+
+
+@pytest.mark.parametrize("kind", ImageKind)
+def test_every_kind_has_all_commands(kind: ImageKind) -> None:
+    image = Image(ImageRef("x"), kind)
+    assert image.clean
+    assert image.build
+    assert image.exec
+    argv = image.query_argv("code")
+    assert argv is not None
+    assert argv[-1] == "code"
