@@ -151,7 +151,7 @@ def choose_root(state: Path, *, shared: bool, fallback: Path = FALLBACK_ROOT) ->
     problems = []
     for root in (state / "base", fallback) if shared else (state / "base",):
         try:
-            root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _make(root)
             problem = why_unsuitable(root.resolve(), shared=shared)
         except OSError as exc:
             problem = f"{root}: {exc.strerror}"
@@ -159,6 +159,14 @@ def choose_root(state: Path, *, shared: bool, fallback: Path = FALLBACK_ROOT) ->
             return root.resolve()
         problems.append(problem)
     raise SandboxFault("base", "; ".join(problems))
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and its parents, passable whatever the umask; what exists stays as it is."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
 
 
 def why_unsuitable(folder: Path, *, shared: bool) -> str | None:
