@@ -89,11 +89,11 @@ def running_server(
             text=True,
         )
     assert process.stdout is not None
-    line = process.stdout.readline()
-    assert "listens on" in line, log.read_text()
-    url = next(word for word in line.split() if word.startswith("http"))
-    server = Server(process, url, folder, key["accessKey"], key["secretKey"], key["token"], log)
+    server = Server(process, "", folder, key["accessKey"], key["secretKey"], key["token"], log)
     try:
+        line = process.stdout.readline()
+        assert "listens on" in line, log.read_text()
+        server.url = next(word for word in line.split() if word.startswith("http"))
         yield server
     finally:
         server.stop()
