@@ -17,9 +17,11 @@ import pytest
 from retort.errors import SandboxFault
 from retort.sandbox import launcher as module
 from retort.sandbox.launcher import Identity, Launcher, Mount, SandboxSpec, wait_ended
-from retort.sandbox.rootfs import Base
+from retort.sandbox.rootfs import Base, build
 
 from .conftest import BWRAP, run_inside
+
+REAL_INIT = Path(module.__file__).parents[1] / "_bin/retort-init"
 
 is_root = os.geteuid() == 0
 
@@ -167,7 +169,7 @@ LAUNCH_AND_WAIT = """
 import asyncio, sys
 from pathlib import Path
 from retort.sandbox.launcher import Launcher, SandboxSpec
-from retort.sandbox.rootfs import Base
+from retort.sandbox.rootfs import Base, build
 
 async def main():
     bwrap, base, folder, uid = sys.argv[1:]
@@ -262,3 +264,41 @@ async def test_a_folder_of_the_host_is_mounted_by_path_and_by_descriptor(start, 
     done = await box.sh("echo inside >by-descriptor/made; stat -c %u by-descriptor/made")
     assert done.out == "1000\n"
     assert (folder / "made").read_text() == "inside\n"
+
+
+@pytest.mark.skipif(not REAL_INIT.exists(), reason="retort-init is not built")
+async def test_the_real_init_comes_up_and_keeps_only_its_socket(host_uids, place) -> None:
+    launcher = Launcher(Path(BWRAP), build(place / "real", REAL_INIT))
+    spec = SandboxSpec("real", host_uid=host_uids and host_uids.acquire())
+    sandbox = await launcher.start(spec, place / "real-box")
+    try:
+        assert sandbox.is_alive
+        if is_root:  # others may not look: it is not dumpable
+            links = [os.readlink(fd) for fd in Path(f"/proc/{sandbox.pid}/fd").iterdir()]
+            known = ("/dev/null", "/home/work")  # its own, inside
+            assert not [text for text in links if text[0] == "/" and text not in known]
+    finally:
+        await launcher.kill(sandbox)
+        launcher.close()
+
+
+async def test_many_starts_at_once_all_come_up_on_their_own_socket(start) -> None:
+    boxes = await asyncio.gather(*(start(hostname=f"box{n}") for n in range(6)))
+    names = [(await box.run("/bin/hostname")).out for box in boxes]
+    assert names == [f"box{n}\n" for n in range(6)]
+
+
+def test_it_works_under_uvloop_too(base, host_uids, place) -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def once() -> str:
+        launcher = Launcher(Path(BWRAP), base)
+        spec = SandboxSpec("uv", host_uid=host_uids and host_uids.acquire())
+        sandbox = await launcher.start(spec, place / "uv")
+        done = await asyncio.to_thread(run_inside, sandbox.socket_path, "/bin/hostname")
+        await launcher.kill(sandbox)
+        launcher.close()
+        assert sandbox.monitor.returncode is not None
+        return done.out
+
+    assert uvloop.run(once()) == "uv\n"
