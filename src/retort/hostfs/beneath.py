@@ -97,10 +97,6 @@ class BeneathPath:
         """List the folders above, from the root's child down to the parent."""
         return [BeneathPath(self.parts[:end]) for end in range(1, len(self.parts))]
 
-    def sibling(self, name: bytes) -> BeneathPath:
-        """Give another name in the same folder."""
-        return BeneathPath((*self.parts[:-1], name))
-
 
 def session_path(text: str, *, may_be_home: bool = False) -> BeneathPath:
     """Read a path of the API: relative to /home/work, or absolute below it.

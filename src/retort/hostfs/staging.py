@@ -1,6 +1,6 @@
 """The files of one upload: stored all together or not at all.
 
-Each file is first written, unseen, to an unnamed file. `commit` names them next to their targets
+Each file is first written, unseen, to an unnamed file. `commit` names them in the root
 and swaps each in by one rename; what it replaced stays under the temporary name until all are in
 place. Undoing looks at what is there instead of trusting a log, so that it is right even after a
 call whose answer was lost. Every change goes through a TreeOpener; bytes go by descriptor.
@@ -48,13 +48,11 @@ class _Staged:
     Attributes:
         fd: open for writing; -1 when it is not.
         spare: the temporary name it has, or that what it replaced has now.
-        is_named: `spare` was made as a name at once, for want of unnamed files.
     """
 
     path: BeneathPath
     fd: int = -1
     spare: BeneathPath | None = None
-    is_named: bool = False
 
 
 class Staging:
@@ -117,7 +115,7 @@ class Staging:
             # EISDIR: a kernel or file system that does not know O_TMPFILE at all (open(2)).
             if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
                 raise refusal(exc, item.path) from exc
-            item.spare, item.is_named = BeneathPath((_spare_name(),)), True
+            item.spare = BeneathPath((_spare_name(),))
             flags |= os.O_CREAT | os.O_EXCL
             try:
                 fd = await self._tree.open(bytes(item.spare), flags, _FILE_MODE, _RESOLVE)
@@ -166,20 +164,15 @@ class Staging:
         raise refusal(OSError(errno.EAGAIN, "gave up"), item.path)
 
     async def _name(self, item: _Staged) -> BeneathPath:
-        """Give the unseen file a temporary name in its target's folder."""
-        spare = item.path.sibling(_spare_name())
-        if item.is_named:
-            assert item.spare is not None
-            first, item.spare = item.spare, spare
-            try:
-                await self._rename(first, spare, RENAME_NOREPLACE)
-            except BaseException:
-                await self._insist(lambda: self._unlink(first))
-                raise
-        else:
-            item.spare = spare
-            await self._tree.link(item.fd, bytes(spare), _RESOLVE)
-        return spare
+        """Give the unseen file a temporary name.
+
+        In the root and not next to the target: no program can move the root away, so that the
+        name is found again whatever becomes of the target's folder.
+        """
+        if item.spare is None:
+            item.spare = BeneathPath((_spare_name(),))
+            await self._tree.link(item.fd, bytes(item.spare), _RESOLVE)
+        return item.spare
 
     async def _swap(self, item: _Staged, spare: BeneathPath) -> bool:
         """Try once to rename the file over its target; say whether nothing interfered."""
