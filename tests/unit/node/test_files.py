@@ -810,11 +810,13 @@ def _pick(files: SessionFiles, number: int):  # type: ignore[no-untyped-def]
             return "single", files.download_single("d/secret")
 
 
+@pytest.mark.slow
 async def test_a_name_swapped_in_a_loop_never_leads_out(files: SessionFiles, root: Path) -> None:
     outcomes = await race(files, root, 2_000)
     assert sum(outcomes.values()) == 2_000
 
 
+@pytest.mark.slow
 async def test_a_target_swapped_in_a_loop_is_never_followed(
     files: SessionFiles, root: Path
 ) -> None:
