@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from retort.wiring.host import host_facts
+
 if TYPE_CHECKING:
     from retort.sandbox.probe import Finding, HostFacts
 
@@ -31,8 +33,6 @@ _COLOURS = {"enforced": "green", "missing": "red", "planned": "yellow"}
 )
 def doctor(as_json: bool, state: Path | None) -> None:
     """Say what this host can enforce; exit code 1 if it cannot run sandboxes."""
-    from retort.wiring import host_facts  # it loads the whole server
-
     facts, findings = host_facts()
     problem = _state_problem(state)
     if as_json:

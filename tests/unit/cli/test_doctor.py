@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-import types
 
 import pytest
 from click.testing import CliRunner
 
+from retort.cli import doctor as module
 from retort.cli.doctor import doctor
 from retort.sandbox.probe import CgroupMode, HostFacts, advice
 
@@ -40,9 +39,7 @@ def found(monkeypatch):
 
     def give(**changes):
         facts = dataclasses.replace(FACTS, **changes)
-        module = types.ModuleType("retort.wiring")
-        module.host_facts = lambda: (facts, advice(facts))
-        monkeypatch.setitem(sys.modules, "retort.wiring", module)
+        monkeypatch.setattr(module, "host_facts", lambda: (facts, advice(facts)))
 
     return give
 
