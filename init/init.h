@@ -116,6 +116,7 @@ struct step {
 
 struct step *step_find(struct init *in, uint64_t number);	/* NULL: none of that number */
 struct step *step_of_pid(struct init *in, pid_t pid);		/* whose main process is alive */
+void step_init(struct step *step);				/* of a fresh struct init */
 struct step *step_new(struct init *in);				/* NULL: all are in use */
 void step_free(struct step *step);
 void step_resolve(struct step *step);	/* its child exec'd, gave up or died: which? */

@@ -147,7 +147,7 @@ static struct init *start(const struct options *options)
 	in->has_openat2 = !options->no_openat2;
 	standby_init(&in->standby);
 	for (int i = 0; i < RETORT_STEPS_MAX; i++)
-		step_free(&in->steps[i]);
+		step_init(&in->steps[i]);
 	raise_descriptor_limit(in);
 	in->signals = watch_children(in->is_pid1);
 	if (in->signals < 0)

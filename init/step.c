@@ -33,17 +33,18 @@ struct step *step_of_pid(struct init *in, pid_t pid)
 	return NULL;
 }
 
+void step_init(struct step *step)
+{
+	*step = (struct step){ .state = STATE_FREE, .sock = -1 };
+	for (int i = 0; i < RETORT_HELD_MAX; i++)
+		step->held[i] = -1;
+}
+
 struct step *step_new(struct init *in)
 {
-	for (int i = 0; i < RETORT_STEPS_MAX; i++) {
-		struct step *step = &in->steps[i];
-		if (step->state != STATE_FREE)
-			continue;
-		*step = (struct step){ .sock = -1 };
-		for (int j = 0; j < RETORT_HELD_MAX; j++)
-			step->held[j] = -1;
-		return step;
-	}
+	for (int i = 0; i < RETORT_STEPS_MAX; i++)
+		if (in->steps[i].state == STATE_FREE)
+			return &in->steps[i];
 	return NULL;
 }
 
@@ -67,7 +68,7 @@ void step_free(struct step *step)
 	forget_child_channel(step);
 	drop_held(step, ~0U);
 	free(step->tag);
-	*step = (struct step){ .state = STATE_FREE, .sock = -1 };
+	step_init(step);
 }
 
 /*
