@@ -1,0 +1,75 @@
+# The chores of this tree. `make` alone lists them; what takes more than a line is in scripts/.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-input
+C_SOURCES := $(shell find init -name '*.[ch]')
+SOURCES := $(C_SOURCES) pyproject.toml meson.build init/meson.build README.md LICENSE \
+	$(shell find src -type f -not -path '*/__pycache__/*' -not -path '*/_bin/*')
+PACKAGES := .venv/.packages
+INIT := src/retort/_bin/retort-init
+RETORT := .venv/.retort
+CLIENTS := .venv-client/.packages .venv-client-1/.packages
+
+.PHONY: help setup check test bench docs serve demo fuzz clean system clients
+
+help:    ## list these verbs
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+setup: $(RETORT) $(INIT)    ## install what is missing, build retort and retort-init into .venv
+
+check: $(PACKAGES)    ## lint, format, types and architecture
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest tests/test_architecture.py
+
+test: setup clients    ## run every test; T="..." is handed to pytest
+	.venv/bin/python -m pytest $(T)
+
+bench: setup    ## measure, each figure beside its floor
+	.venv/bin/python -m bench $(B)
+
+docs: setup    ## check that the docs name everything there is
+	.venv/bin/python -m pytest tests/test_docs.py
+
+serve: setup    ## run the server on 127.0.0.1:8090 until Ctrl-C
+	.venv/bin/retort serve
+
+demo: setup    ## build and run a small C project in a sandbox
+	scripts/demo
+
+fuzz: $(PACKAGES)    ## throw nonsense at retort-init
+	scripts/fuzz-init
+
+clean:    ## remove all that these verbs made
+	rm -rf .venv .venv-client .venv-client-1 build dist src/retort/_bin \
+		.mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+system:
+	@PYTHON=$(PYTHON) scripts/system-packages
+
+$(PACKAGES): requirements/dev.lock | system
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP_INSTALL) --require-hashes -r $<
+	touch $@
+
+$(INIT): $(C_SOURCES) scripts/build-init | system
+	scripts/build-init
+
+# A wheel as users get it. ninja and meson are the environment's own.
+$(RETORT): $(SOURCES) $(PACKAGES)
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python $(PIP_INSTALL) --no-index --no-deps \
+		--no-build-isolation --force-reinstall .
+	touch $@
+
+clients: $(CLIENTS)
+
+.venv-client/.packages: requirements/client.lock scripts/client-environment | system
+	PYTHON=$(PYTHON) scripts/client-environment $(@D) $<
+
+.venv-client-1/.packages: requirements/client-1.lock scripts/client-environment | system
+	PYTHON=$(PYTHON) scripts/client-environment $(@D) $<
