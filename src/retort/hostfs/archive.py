@@ -23,11 +23,13 @@ import tarfile
 from collections.abc import Generator, Iterator
 
 from retort.errors import FileTooLarge, PathRefused
+from retort.hostfs.listing import breathe
 
 _BLOCK = tarfile.BLOCKSIZE
 _MTIME_MAX = 8**11 - 1  # the header's twelve octal digits, one of them NUL
 _NAME_MAX = 4095  # no unpacker can open more by one path (PATH_MAX)
 _OPEN_FOLDERS = 64
+_BREATH_ENTRIES = 64  # about 1 ms
 _NAME = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FOLDER = _NAME | os.O_DIRECTORY
 #: What opening a name gives when a program changed the tree since it was read.
@@ -246,6 +248,8 @@ class Archive(_Source):
                         found[os.fsencode(entry.name)] = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
+                    if len(found) % _BREATH_ENTRIES == 0:
+                        breathe()
                     if len(found) > room:
                         raise self._too_many()
         except PermissionError as exc:
@@ -261,6 +265,8 @@ class Archive(_Source):
         if self.is_stopped:
             raise Stopped
         self._entries.append(entry)
+        if len(self._entries) % _BREATH_ENTRIES == 0:
+            breathe()
         if len(self._entries) > self.limits.max_entries:
             raise self._too_many()
         name = self._member(entry)
@@ -310,9 +316,11 @@ class Archive(_Source):
 
     def _stream(self) -> Generator[bytes, None, None]:
         sent = 0
-        for entry in self._entries:
+        for number, entry in enumerate(self._entries):
             if self.is_stopped:
                 raise Stopped
+            if number and number % _BREATH_ENTRIES == 0:
+                breathe()
             header = self._header(entry)
             yield header
             sent += len(header) + _padded(entry.size)
