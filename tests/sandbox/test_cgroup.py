@@ -1,0 +1,134 @@
+"""Control groups of this host: limits hold, counters tell, nothing is left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from retort.core.limits import MIB, Limits
+from retort.errors import SandboxFault
+from retort.sandbox.cgroup import Groups, Mode, SessionGroup, find
+
+LIMITS = Limits(memory_bytes=64 * MIB, processes=20, cpus=0.5)
+
+
+@pytest.fixture
+def groups() -> Iterator[Groups]:
+    tag = uuid.uuid4().hex[:8]
+    found = find(tag)
+    if found.mode is Mode.NONE:
+        pytest.skip(f"this host gives no groups: {found.why_none}")
+    yield found
+    found.close()
+    left = [path for path in Path("/sys/fs/cgroup").rglob(f"*{tag}*") if found.mode is Mode.V1]
+    assert left == []
+
+
+@pytest.fixture
+def session(groups: Groups) -> Iterator[SessionGroup]:
+    made = groups.session("session", LIMITS)
+    assert made is not None
+    yield made
+    assert made.remove()
+
+
+def run_inside(session: SessionGroup, name: str, script: str) -> tuple[int, str, object]:
+    """Run a shell script that waits to be moved into its group, then starts."""
+    step = session.step(name)
+    process = subprocess.Popen(
+        ["/bin/bash", "-c", f"read go; {script}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    step.add(process.pid)
+    output, _ = process.communicate("go\n")
+    measured = step.measure()
+    assert step.remove()
+    return process.returncode, output, measured
+
+
+ALLOCATE = "/usr/bin/python3 -c 'a = bytearray({mib} << 20); print(len(a))'"
+
+
+def test_memory_beyond_the_limit_is_an_oom_kill_that_is_counted(session: SessionGroup) -> None:
+    control = subprocess.run(
+        ["/bin/bash", "-c", ALLOCATE.format(mib=200)], capture_output=True, check=False
+    )
+    assert control.returncode == 0
+    code, output, measured = run_inside(session, "1", ALLOCATE.format(mib=200) + "; exit $?")
+    assert (code, output) == (137, "")
+    assert measured.oom_kills == 1
+
+
+def test_memory_within_the_limit_is_no_oom_kill(session: SessionGroup) -> None:
+    code, output, measured = run_inside(session, "1", ALLOCATE.format(mib=30))
+    assert (code, output) == (0, f"{30 * MIB}\n")
+    assert measured.oom_kills == 0
+
+
+def test_each_step_has_a_peak_of_its_own(session: SessionGroup) -> None:
+    peaks = [
+        run_inside(session, str(number), ALLOCATE.format(mib=mib))[2].memory_peak_bytes
+        for number, mib in enumerate((40, 1))
+    ]
+    assert 40 * MIB < peaks[0] <= 64 * MIB
+    assert peaks[1] < 30 * MIB
+
+
+def test_forks_beyond_the_limit_are_refused_and_counted(session: SessionGroup) -> None:
+    _, _, measured = run_inside(
+        session, "1", "for i in {1..40}; do sleep 0.05 & done 2>/dev/null; wait"
+    )
+    assert measured.process_limit_hits > 0
+    assert measured.processes_peak is None or measured.processes_peak <= LIMITS.processes
+
+
+def test_cpu_time_of_every_process_is_counted(session: SessionGroup, groups: Groups) -> None:
+    if "cpuacct" not in groups.controllers:
+        pytest.skip("this host does not count CPU time by group")
+    spin = "for i in {1..60000}; do :; done"
+    _, _, measured = run_inside(session, "1", f"({spin}) & ({spin}) & wait")
+    assert measured.user_us + measured.system_us > 20_000
+
+
+def test_what_a_fork_bomb_leaves_is_killed_before_the_group_goes(session: SessionGroup) -> None:
+    step = session.step("1")
+    process = subprocess.Popen(["/bin/sleep", "1000"])
+    step.add(process.pid)
+    assert not step.remove()
+    assert step.kill() or process.kill() is None
+    process.wait()
+    assert step.remove()
+
+
+def test_a_process_that_has_ended_cannot_be_moved(session: SessionGroup) -> None:
+    process = subprocess.Popen(["/bin/true"])
+    process.wait()
+    step = session.step("1")
+    with pytest.raises(SandboxFault, match=r"cgroup\.procs"):
+        step.add(process.pid)
+    assert step.remove()
+
+
+def test_leftover_groups_are_swept(groups: Groups) -> None:
+    session = groups.session("old", LIMITS)
+    assert session is not None
+    session.step("1")
+    groups.sweep()
+    assert not session._folders["memory"].exists()
+
+
+@pytest.mark.parametrize("text", ["", "garbage\n", "12:memory:/x\n"])
+def test_hosts_without_groups_are_told_apart(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mountinfo").write_text("")
+    (tmp_path / "cgroup").write_text(text if text != "garbage\n" else "")
+    found = find("none", proc=tmp_path)
+    assert found.mode is Mode.NONE
+    assert found.why_none
+    assert found.session("x", LIMITS) is None
