@@ -1,0 +1,59 @@
+"""`python -m bench [ROW ...]`: run rows, print a table, write a JSON record."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime as dt
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+from bench.measure import Row
+from bench.rows import ROWS
+from bench.server import running
+
+
+def main() -> int:
+    """Run the wanted rows; exit 0 when every median keeps its budget."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the samples as JSON")
+    options = parser.parse_args()
+    if unknown := set(options.rows) - set(ROWS):
+        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    print(f"host: {platform.release()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}")
+    print(f"{'row':28} {'floor':>9} {'Retort':>9} {'p99':>9} {'ratio':>7}  budget")
+    rows = []
+    with running() as bench:
+        for name in options.rows or ROWS:
+            rows.append(ROWS[name](bench))
+            _print(rows[-1])
+    if options.record:
+        _write(options.record, rows)
+    return 0 if all(row.is_within for row in rows) else 1
+
+
+def _print(row: Row) -> None:
+    kept = "kept" if row.is_within else "MISSED"
+    print(
+        f"{row.name:28} {row.floor:7.2f}ms {row.median:7.2f}ms {row.p99:7.2f}ms "
+        f"{row.ratio:6.2f}x  {row.budget}: {kept} (load {row.load:.2f})",
+        flush=True,
+    )
+
+
+def _write(path: Path, rows: list[Row]) -> None:
+    record = {
+        "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "host": platform.release(),
+        "cores": os.cpu_count(),
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    path.write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

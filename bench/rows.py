@@ -1,0 +1,150 @@
+"""The rows of DESIGN 10 that have their parts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import floors
+from bench.measure import Row, in_turns
+from bench.server import Bench
+
+HELLO = b'#include <stdio.h>\nint main(void) { puts("hello"); return 0; }\n'
+CYCLE = {
+    "main.c": b"#include <stdio.h>\nint add(int, int);\n"
+    b'int main(void) { printf("%d\\n", add(2, 3)); return 0; }\n',
+    "util.c": b"int add(int a, int b) { return a + b; }\n",
+}
+MEGABYTE = bytes(range(256)) * 4096
+
+
+def exec_back_to_back(bench: Bench) -> Row:
+    """Run a built program in a warm session, one after the other."""
+    return _exec(bench, "exec, back to back", rounds=300, pause_s=0.0, extra_ms=1.5)
+
+
+def exec_after_pause(bench: Bench) -> Row:
+    """The same with 200 ms of idleness before each call."""
+    return _exec(bench, "exec, 200 ms idle before", rounds=40, pause_s=0.2, extra_ms=2.0)
+
+
+def _exec(bench: Bench, title: str, *, rounds: int, pause_s: float, extra_ms: float) -> Row:
+    name = bench.session()
+    bench.upload(name, {"hello.c": HELLO})
+    assert bench.run(name, build="gcc -o hello hello.c", exec=None) == 0
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        (Path(folder) / "hello.c").write_bytes(HELLO)
+        hello = f"{folder}/hello"
+        floors.spawn("/usr/bin/gcc", "-o", hello, f"{folder}/hello.c")
+        floor, retort, load = in_turns(
+            lambda: floors.spawn("/bin/bash", "-c", hello),
+            lambda: bench.run(name, build=None, exec="./hello"),
+            rounds=rounds,
+            pause_s=pause_s,
+        )
+    bench.destroy(name)
+    row = Row(title, floor, retort, f"floor + {extra_ms:g} ms", 0.0, load)
+    row.budget_ms = row.floor + extra_ms
+    return row
+
+
+def cycle(bench: Bench) -> Row:
+    """Create, upload, build, run, list, download, destroy: against the same gcc and program."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        for file, content in CYCLE.items():
+            (Path(folder) / file).write_bytes(content)
+        floor, retort, load = in_turns(
+            lambda: floors.compile_and_run(Path(folder)), lambda: _whole_cycle(bench), rounds=30
+        )
+    row = Row("whole C cycle", floor, retort, "1.15 x", 0.0, load)
+    row.budget_ms = row.floor * 1.15
+    return row
+
+
+def _whole_cycle(bench: Bench) -> None:
+    name = bench.session()
+    bench.upload(name, CYCLE)
+    assert bench.run(name, build="gcc -o main main.c util.c", exec="./main") == 0
+    bench.http.json("GET", f"/session/{name}/files")
+    status, _ = bench.http.call("GET", f"/session/{name}/download?files=main")
+    assert status == 200
+    bench.destroy(name)
+
+
+def create(bench: Bench) -> Row:
+    """Make a session, cold: against a bubblewrap sandbox made by hand."""
+    made: list[str] = []
+    floor, retort, load = in_turns(
+        floors.bwrap, lambda: made.append(bench.session("bash")), rounds=40
+    )
+    for name in made:
+        bench.destroy(name)
+    row = Row("create a session, cold", floor, retort, "2 x", 0.0, load)
+    row.budget_ms = row.floor * 2
+    return row
+
+
+def upload(bench: Bench) -> Row:
+    """Upload 20 files of 1 MiB."""
+    files = {f"file{number:02}": MEGABYTE for number in range(20)}
+    name = bench.session("bash")
+    floor, retort, load = in_turns(
+        floors.CopyThroughSocket(files), lambda: bench.upload(name, files), rounds=15
+    )
+    bench.destroy(name)
+    row = Row("upload 20 x 1 MiB", floor, retort, "2 x", 0.0, load)
+    row.budget_ms = row.floor * 2
+    return row
+
+
+def download(bench: Bench) -> Row:
+    """Download a folder of 20 files of 1 MiB."""
+    files = {f"file{number:02}": MEGABYTE for number in range(20)}
+    name = bench.session("bash")
+    bench.upload(name, {f"d/{file}": content for file, content in files.items()})
+
+    def fetch() -> None:
+        status, body = bench.http.call("GET", f"/session/{name}/download?files=d")
+        assert status == 200
+        assert len(body) > 20 * len(MEGABYTE)
+
+    floor, retort, load = in_turns(floors.CopyThroughSocket(files), fetch, rounds=15)
+    bench.destroy(name)
+    row = Row("download 20 x 1 MiB", floor, retort, "2 x", 0.0, load)
+    row.budget_ms = row.floor * 2
+    return row
+
+
+def listing(bench: Bench) -> Row:
+    """List a folder of 10 000 files: against scandir and stat."""
+    name = bench.session("bash")
+    assert bench.run(name, build=None, exec="mkdir many; cd many; touch {1..10000}") == 0
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        for number in range(10_000):
+            (Path(folder) / str(number)).touch()
+
+        def scan() -> None:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    entry.stat(follow_symlinks=False)
+
+        floor, retort, load = in_turns(
+            scan, lambda: bench.http.json("GET", f"/session/{name}/files?path=many"), rounds=15
+        )
+    bench.destroy(name)
+    row = Row("list 10 000 files", floor, retort, "2 x", 0.0, load)
+    row.budget_ms = row.floor * 2
+    return row
+
+
+ROWS: dict[str, Callable[[Bench], Row]] = {
+    "exec": exec_back_to_back,
+    "exec-idle": exec_after_pause,
+    "cycle": cycle,
+    "create": create,
+    "upload": upload,
+    "download": download,
+    "listing": listing,
+}
