@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 
 import click
 
 from retort import __version__
 
-COMMANDS = {
-    "serve": "retort.cli.serve:serve",
-    "keys": "retort.cli.keys:keys",
-    "doctor": "retort.cli.doctor:doctor",
-    "run": "retort.cli.run:run",
+#: Name -> where it is, and its line of help, so that showing it imports nothing.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "run": ("retort.cli.run:run", "Build and run files in a sandbox."),
+    "serve": ("retort.cli.serve:serve", "Run the server until SIGINT or SIGTERM."),
+    "keys": ("retort.cli.keys:keys", "Make, list and revoke access keys."),
+    "doctor": ("retort.cli.doctor:doctor", "Say what this host can enforce."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module only when it is asked for: `keys` starts fast."""
+    """A group that imports a command's module only when it is called: `--help` starts fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Name every command."""
@@ -27,9 +29,14 @@ class LazyGroup(click.Group):
         """Import a command; None when there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
-        module, _, name = COMMANDS[cmd_name].partition(":")
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write every command's line from the table."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="retort")

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import ipaddress
 import logging
+import os
 import signal
+import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import structlog
 import uvloop
 
 from retort.cli.key_lines import shell_lines
+from retort.cli.logs import configure_logs
 from retort.config import Config, load
 from retort.errors import RetortError
 from retort.wiring.server import RunningServer, running_server
-
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+from retort.wiring.store import open_keyring
 
 
 @click.command()
@@ -40,15 +44,19 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 def serve(listen: str | None, state: Path | None, file: Path | None, verbose: bool) -> None:
     """Run the server until SIGINT or SIGTERM.
 
-    The first start on a state folder makes a key and prints how to use it.
+    The first start on a state folder makes a key and prints how to use it. Beyond loopback the
+    server only listens once there is a key.
     """
-    _configure_logs(verbose=verbose)
+    configure_logs(logging.DEBUG if verbose else logging.INFO)
+    config: Config | None = None
     try:
         config = load(flags={"server.listen": listen, "state.folder": state}, file=file)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(config))
-    except (RetortError, OSError) as exc:
-        raise click.ClickException(str(exc)) from exc
+    except RetortError as exc:
+        raise click.ClickException(exc.message) from exc
+    except OSError as exc:
+        raise click.ClickException(_plain(exc, config)) from exc
 
 
 async def _serve(config: Config) -> None:
@@ -56,40 +64,87 @@ async def _serve(config: Config) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
+    if not is_loopback(config.server.host):
+        await _insist_on_a_key(config)
     async with running_server(config) as server:
         if server.is_new:
-            await _first_key(server)
-        elif not sys.stdout.isatty():
-            click.echo(f"Retort listens on {server.url}")
+            await _first_key(server, config)
         else:
-            click.echo(f"Retort listens on {server.url}   (Ctrl-C stops it)")
+            hint = "   (Ctrl-C stops it)" if sys.stdout and sys.stdout.isatty() else ""
+            _say([f"Retort listens on {server.url}{hint}"])
         await stop.wait()
-        with contextlib.suppress(ValueError):
-            click.echo("Retort stops; its sessions end with it.")
+        _say(["Retort stops; its sessions end with it."])
 
 
-async def _first_key(server: RunningServer) -> None:
-    """Make the first key of a new state folder and print how to use it."""
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address; a name other than localhost is doubted."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+async def _insist_on_a_key(config: Config) -> None:
+    """Refuse to meet the network before somebody decided who may come in."""
+    async with open_keyring(config) as ring:
+        if not await ring.list():
+            raise RetortError(
+                f"{config.server.host} can be reached from other machines, and there is no key yet."
+                f" Make one first: retort keys create --state {config.state.folder}"
+            )
+
+
+async def _first_key(server: RunningServer, config: Config) -> None:
+    """Make the first key of a new state folder and print how to use it.
+
+    A key that could not be shown is of no use to anyone, and is removed again.
+    """
+    if sys.stdout is None:
+        return
     new = await server.keys.create(is_admin=True)
-    click.echo(f"Retort listens on {server.url}")
-    click.echo("This folder had no key, so here is one; it is shown only now.\n")
-    for line in shell_lines(server.url, new):
-        click.echo(f"  {line}")
-    click.echo()
-    sys.stdout.flush()
-
-
-def _configure_logs(*, verbose: bool) -> None:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.DEBUG if verbose else logging.INFO
-        ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+    url = config.server.public_url or server.url
+    is_shown = _say(
+        [
+            f"Retort listens on {server.url}",
+            "This folder had no key, so here is one; it is shown only now.",
+            "",
+            *(f"  {line}" for line in shell_lines(url.rstrip("/"), new)),
+            "",
+        ]
     )
+    if not is_shown:
+        await server.keys.remove(new.keypair.access_key)
+
+
+def _say(lines: Sequence[str]) -> bool:
+    """Print lines; False when standard output is gone, which is no reason to stop serving."""
+    if sys.stdout is None:
+        return False
+    try:
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        # What is buffered is lost for good: or the interpreter would complain when it ends.
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        return False
+    return True
+
+
+def _plain(exc: OSError, config: Config | None) -> str:
+    """Say in the operator's words why the start failed."""
+    if config is None:
+        return str(exc)
+    server, folder = config.server, config.state.folder
+    address = f"{server.host}:{server.port}"
+    if exc.errno == errno.EADDRINUSE:
+        return f"{address} is taken by another program; --listen chooses another address"
+    if exc.errno == errno.EADDRNOTAVAIL or isinstance(exc, socket.gaierror):
+        return f"{server.host} is not an address of this machine"
+    if exc.filename is not None:
+        return f"state folder {folder}: {exc.filename}: {exc.strerror}"
+    if exc.errno == errno.EACCES:
+        return f"{address}: ports below 1024 need privileges; --listen chooses another"
+    return f"{address}: {exc}"

@@ -1,1 +1,1 @@
-"""The Python client of Retort, also of the command line and of tests."""
+"""The Python client: everything a program needs to have code built and run by a server."""
