@@ -59,7 +59,9 @@ class FileService:
         Raises:
             PathNotFound: the token is not this file's, the file or its session is gone.
         """
-        if not hmac.compare_digest(self.output_token(session_id, name), token):
+        if not hmac.compare_digest(
+            self.output_token(session_id, name).encode(), token.encode("utf-8", "replace")
+        ):
             raise PathNotFound
         try:
             node = self._placement.node_of(session_id)
