@@ -36,7 +36,7 @@ class RunRoutes:
         """Start, continue or feed a run; its answer goes back if nobody is there to read it."""
         request = wire.parse_execute(await call.params())
         if request is None:  # mode: complete
-            return json_answer(wire.complete_answer(()))
+            return await self._completed(call)
         session, answer = await self._runs.execute(call.keypair, call.ref, request)
         response = json_answer(
             wire.execute_answer(answer, file_url=self.output_url(call, session.id))
@@ -61,7 +61,11 @@ class RunRoutes:
     async def complete(self, call: Call) -> web.StreamResponse:
         """Answer that no image completes code (spec 7.9)."""
         wire.parse_complete(await call.params())
-        return json_answer(wire.complete_answer(()))
+        return await self._completed(call)
+
+    async def _completed(self, call: Call) -> web.StreamResponse:
+        found = await self._runs.complete(call.keypair, call.ref)
+        return json_answer(wire.complete_answer(found))
 
 
 async def _written(call: Call, response: web.Response) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from retort.core.keypair import KeyPair
 from retort.core.ports import Placement, RunStream
 from retort.core.run import Answer, RunRequest
@@ -36,6 +38,11 @@ class RunService:
             self._sessions.count_run(session)
         node = self._placement.node_of(session.id)
         return session, await node.execute(session.id, request, self._poll_s)
+
+    async def complete(self, owner: KeyPair, ref: str) -> Sequence[str]:
+        """Complete code in a session: no image does (spec 7.9). Raises SessionNotFound."""
+        await self._sessions.running(owner, ref)
+        return ()
 
     async def undeliver(self, session: Session, answer: Answer) -> None:
         """Put back an answer whose connection broke before it was written."""
