@@ -7,12 +7,16 @@ problem object of wire/errors.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import secrets
 import time
+from typing import Any
 
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
 
 from retort.api.about import AboutRoutes
 from retort.api.auth import Authenticator
@@ -23,7 +27,7 @@ from retort.api.runs import RunRoutes
 from retort.api.sessions import SessionRoutes
 from retort.api.stream import StreamRoutes
 from retort.core.ratelimit import WINDOW_S, RateLimiter, RateVerdict
-from retort.errors import BadHttp, Fault, RateLimited, RequestError
+from retort.errors import BadHttp, Fault, MethodNotAllowed, RateLimited, RequestError
 from retort.wire.errors import Operation, Problem, problem
 from retort.wire.signature import read_version
 from retort.wire.targets import Target, effective_method, route_target
@@ -31,6 +35,7 @@ from retort.wire.versions import effective
 
 log = structlog.get_logger()
 
+REQUEST_TIMEOUT = 408
 ANONYMOUS_LIMIT = 1000  # requests in a window for all callers without a key (spec 4.3)
 
 
@@ -100,10 +105,17 @@ class Api:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; never raises but for cancellation."""
+        response = await self._answer(request)
+        if not request.content.is_eof():
+            await self._drain(request, response)
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         operation: Operation | None = None
         headers = dict(COMMON_HEADERS)
         try:
             if request.method == "OPTIONS":
+                headers.update(self._anonymous_rate())
                 return web.Response(status=204, headers=headers | PREFLIGHT_HEADERS)
             call, route = self._route(request)
             operation = route.operation
@@ -113,10 +125,37 @@ class Api:
             call.headers = headers
             response = await route.handler(call)
         except Exception as exc:
+            if "X-RateLimit-Limit" not in headers:  # refused before anyone was known
+                headers.update(self._anonymous_rate())
             return _failed(request, exc, operation, headers)
         if not response.prepared:
             response.headers.update(headers)
         return response
+
+    async def _drain(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Send an answer that came before its request's end, and read on for a while.
+
+        Who sends everything before reading anything would find a broken connection in place of
+        the answer (spec 1). What comes after that while is not read, and the connection closed.
+        """
+        length, limits = request.content_length, self._limits
+        is_late = response.status == REQUEST_TIMEOUT  # such a body has had its time
+        is_long = length is not None and length > limits.drain_bytes
+        # Who waits for "100 Continue" may send the body after all, or the next request.
+        if not response.prepared and (is_late or is_long or "Expect" in request.headers):
+            response.force_close()
+        with contextlib.suppress(
+            ConnectionError, TimeoutError, RequestPayloadError, HttpProcessingError
+        ):
+            await response.prepare(request)
+            await response.write_eof()
+            left = 0 if is_late else limits.drain_bytes
+            async with asyncio.timeout(limits.grace_s):
+                while left > 0 and (chunk := await request.content.readany()):
+                    left -= len(chunk)
+
+    def _anonymous_rate(self) -> dict[str, str]:
+        return _rate_headers(self._limiter.count("", ANONYMOUS_LIMIT, time.monotonic()))
 
     def _route(self, request: web.BaseRequest) -> tuple[Call, Route]:
         stated = read_version(request.headers)
@@ -129,6 +168,8 @@ class Api:
     def _find(self, method: str, target: Target) -> tuple[Route, tuple[str, ...]]:
         is_version = len(target.segments) == 1 and target.generation is not None
         if is_version and target.segments[0] == f"v{target.generation}":
+            if method not in ("GET", "HEAD"):
+                raise MethodNotAllowed(method, ("GET",))
             return self._version_route, ()
         return self._table.find(method, target.segments)
 
@@ -169,6 +210,8 @@ def _failed(
 ) -> web.StreamResponse:
     """Turn an exception into a problem; what is our own fault is logged whole, with an id."""
     fault_id = ""
+    if isinstance(exc, web.HTTPException) and exc.status < 500:  # of a WebSocket's handshake
+        exc = BadHttp(exc.reason)
     if isinstance(exc, ConnectionError):
         log.debug("request.broken", method=request.method, reason=str(exc))
     elif not isinstance(exc, RequestError):
@@ -181,9 +224,18 @@ def _failed(
             exc_info=None if isinstance(exc, Fault) else exc,
             reason=str(exc),
         )
+    if request.writer.output_size > 0:
+        # Half an answer is out. A second one would be read as the rest of it.
+        _abort(request)
     if request.transport is None:
         return web.Response(status=499)
     return problem_response(problem(exc, fault_id=fault_id, operation=operation), headers)
+
+
+def _abort(request: web.BaseRequest) -> None:
+    transport = request.transport
+    if isinstance(transport, asyncio.WriteTransport):
+        transport.abort()
 
 
 def problem_response(found: Problem, headers: dict[str, str]) -> web.Response:
@@ -192,7 +244,34 @@ def problem_response(found: Problem, headers: dict[str, str]) -> web.Response:
 
 
 class ProblemHandler(web.RequestHandler):
-    """aiohttp's connection, but what it refuses by itself is a problem object too (spec 4.1)."""
+    """aiohttp's connection, but what it refuses by itself is a problem object too (spec 4.1).
+
+    Args:
+        header_s: seconds until the first request's headers must be there; before every later one
+            it is the keep-alive time that ends a connection.
+    """
+
+    def __init__(self, *args: Any, header_s: float, **kwargs: Any) -> None:
+        # Bodies that nobody reads are read by `Api`, so there is no lingering here.
+        super().__init__(*args, lingering_time=0.0, **kwargs)
+        self._header_s = header_s
+        self._header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        loop = asyncio.get_running_loop()
+        self._header_timer = loop.call_later(self._header_s, self._expect_request)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End."""
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+        super().connection_lost(exc)
+
+    def _expect_request(self) -> None:
+        if self._request_count == 0:  # aiohttp's count of requests whose headers were whole
+            self.force_close()
 
     def handle_error(
         self,
@@ -202,6 +281,8 @@ class ProblemHandler(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer a request that could not even be parsed, and close."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("half an answer is out")
         cause: Exception = BadHttp("The request is not valid HTTP") if status < 500 else Fault()
         fault_id = ""
         if status >= 500:
@@ -213,7 +294,7 @@ class ProblemHandler(web.RequestHandler):
 
 
 class ApiServer(web.Server):
-    """aiohttp's server with `ProblemHandler` connections."""
+    """aiohttp's server with `ProblemHandler` connections, to which all arguments go."""
 
     def __call__(self) -> web.RequestHandler:
         """Make the protocol of a new connection."""

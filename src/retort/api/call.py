@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
-from aiohttp import web
-from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
 
 from retort.core.keypair import KeyPair
 from retort.errors import BadHttp, BodyTooSlow
@@ -23,11 +24,17 @@ class BodyLimits:
         json_bytes: largest body that is read whole.
         grace_s: seconds in which nothing is asked of the sender's speed.
         min_rate_bytes_s: bytes a second a body must come with after that, over its whole time.
+        drain_bytes: of a body that nobody wanted, read so that its sender gets to see the answer.
     """
 
     json_bytes: int = 1024 * 1024
     grace_s: float = 30.0
     min_rate_bytes_s: int = 4096
+    drain_bytes: int = 64 * 1024 * 1024
+
+    def allowed_s(self, received_bytes: int) -> float:
+        """Give the seconds that a body may have taken when so much of it is there."""
+        return self.grace_s + received_bytes / self.min_rate_bytes_s
 
 
 class Call:
@@ -38,6 +45,8 @@ class Call:
         captured: what stood in the route's open places, decoded.
         version: the API version spoken (spec 2.3).
         headers: that every response of this call carries.
+        is_awaiting_continue: its sender holds the body back until it is asked for (RFC 9110,
+            10.1.1).
     """
 
     __slots__ = (
@@ -45,6 +54,7 @@ class Call:
         "_keypair",
         "captured",
         "headers",
+        "is_awaiting_continue",
         "limits",
         "request",
         "target",
@@ -67,6 +77,8 @@ class Call:
         self.headers: dict[str, str] = {}
         self._keypair: KeyPair | None = None
         self._body: bytes | None = None
+        expected = request.headers.get("Expect", "").strip().lower()
+        self.is_awaiting_continue = expected == "100-continue" and request.version >= HttpVersion11
 
     @property
     def keypair(self) -> KeyPair:
@@ -92,29 +104,47 @@ class Call:
         """Read the body whole.
 
         Raises:
-            BadHttp: larger than `json_bytes`, or compressed.
-            BodyTooSlow: it did not come within the grace time.
+            BadHttp: larger than `json_bytes`, compressed, or broken on its way.
+            BodyTooSlow: as `BodyLimits` says.
         """
         if self._body is None:
-            refuse_encoding(self.request)
-            if not self.request.body_exists:
-                self._body = b""
-                return self._body
-            try:
-                async with asyncio.timeout(self.limits.grace_s):
-                    self._body = await self.request.read()
-            except TimeoutError as exc:
-                raise BodyTooSlow from exc
-            except HTTPRequestEntityTooLarge as exc:
-                raise BadHttp(f"The body is larger than {self.limits.json_bytes} bytes") from exc
+            await self.begin_body()
+            self._body = await self._read() if self.request.body_exists else b""
         return self._body
+
+    async def begin_body(self) -> None:
+        """Get ready to read the body; to be awaited before anything of it is read.
+
+        Raises:
+            BadHttp: it is compressed: no client does that, and little may unpack to anything.
+        """
+        request = self.request
+        encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise BadHttp("Content-Encoding of requests is not supported")
+        if self.is_awaiting_continue:
+            self.is_awaiting_continue = False
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # the answer itself has not begun
+
+    async def _read(self) -> bytes:
+        content, limits = self.request.content, self.limits
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        body = bytearray()
+        try:
+            async with asyncio.timeout_at(began_at + limits.allowed_s(0)) as timeout:
+                while chunk := await content.readany():
+                    body += chunk
+                    if len(body) > limits.json_bytes:
+                        raise BadHttp(f"The body is larger than {limits.json_bytes} bytes")
+                    timeout.reschedule(began_at + limits.allowed_s(len(body)))
+        except TimeoutError as exc:
+            raise BodyTooSlow from exc
+        except (RequestPayloadError, HttpProcessingError) as exc:
+            raise BadHttp("The body is not valid HTTP") from exc
+        return bytes(body)
 
     async def params(self) -> Params:
         """Read the parameters, from the body first, then from the query (spec 1, D1)."""
         return Params.merge(await self.body(), self.target.query)
-
-
-def refuse_encoding(request: web.BaseRequest) -> None:
-    """Refuse a compressed body: no client sends one, and a small one may unpack to anything."""
-    if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-        raise BadHttp("Content-Encoding of requests is not supported")

@@ -37,6 +37,7 @@ class FileRoutes:
 
     async def upload(self, call: Call) -> web.StreamResponse:
         """Store files, all or none (spec 6.1)."""
+        await call.begin_body()
         reader = UploadReader(
             call.request,
             call.limits,
@@ -62,11 +63,12 @@ class FileRoutes:
         response.content_length = framing.total(download.size for download in downloads)
         try:
             await call.prepare(response)
-            for download in downloads:
+            for download in () if is_head(call) else downloads:
                 await response.write(framing.head(download.size))
                 await _send(response, download)
                 await response.write(framing.TAIL)
-            await response.write(framing.closing)
+            if not is_head(call):
+                await response.write(framing.closing)
         finally:
             await _close(downloads)
         await response.write_eof()
@@ -88,6 +90,11 @@ class FileRoutes:
         return await _sent(call, await self._files.output_file(session_id, name, token))
 
 
+def is_head(call: Call) -> bool:
+    """Tell whether only the headers are wanted."""
+    return call.request.method == "HEAD"
+
+
 async def _sent(call: Call, download: Download) -> web.StreamResponse:
     headers = {
         "Content-Type": "application/octet-stream",
@@ -97,7 +104,8 @@ async def _sent(call: Call, download: Download) -> web.StreamResponse:
     response.content_length = download.size
     try:
         await call.prepare(response)
-        await _send(response, download)
+        if not is_head(call):
+            await _send(response, download)
     finally:
         await download.close()
     await response.write_eof()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from aiohttp import web
 
@@ -36,7 +36,6 @@ class RouteTable:
 
     def __init__(self) -> None:
         self._by_length: dict[int, list[tuple[tuple[str, ...], dict[str, Route]]]] = {}
-        self._found: dict[tuple[str, ...], dict[str, Route]] = {}
 
     def add(self, methods: str, pattern: str, route: Route) -> None:
         """Add a route for methods separated by blanks."""
@@ -48,6 +47,13 @@ class RouteTable:
             of_length.append((segments, of_path))
         for method in methods.split():
             of_path[method] = route
+
+    def __iter__(self) -> Iterator[tuple[str, str, Route]]:
+        """Give every route as method, pattern and Route."""
+        for patterns in self._by_length.values():
+            for segments, methods in patterns:
+                for method, route in methods.items():
+                    yield method, "/" + "/".join(segments), route
 
     def find(self, method: str, segments: tuple[str, ...]) -> tuple[Route, tuple[str, ...]]:
         """Find the route of a request and what its open places hold.

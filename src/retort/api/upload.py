@@ -7,12 +7,14 @@ import base64
 import binascii
 import quopri
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
+from multidict import CIMultiDict, CIMultiDictProxy
 
-from retort.api.call import BodyLimits, refuse_encoding
+from retort.api.call import BodyLimits
 from retort.core.files import FileUpload
 from retort.errors import BadHttp, BodyTooSlow, FileTooLarge, InvalidRequest, TooManyFiles
 from retort.wire.files import upload_name
@@ -20,6 +22,8 @@ from retort.wire.files import upload_name
 CHUNK_BYTES = 65_536
 MAX_HEADER_LINE_BYTES = 16 * 1024  # a quoted name of 4096 bytes takes 12 KiB
 MAX_HEADERS = 16
+MAX_HEAD_BYTES = 128 * 1024  # of one part's head, and of all that stands before the first part
+LINE_COST_BYTES = 512  # what a line counts at least: empty ones take time too
 ENCODED_LINE_BYTES = 1024  # RFC 2045 allows 76
 
 T = TypeVar("T")
@@ -41,13 +45,13 @@ class UploadReader:
         self._max_files = max_files
         self._max_file_bytes = max_file_bytes
         self._began_at = asyncio.get_running_loop().time()
-        refuse_encoding(request)
         if not request.content_type.startswith("multipart/"):
             raise InvalidRequest("The body must be multipart/form-data")
         try:
-            self._reader = MultipartReader(
+            self._lines = _Lines(request.content)
+            self._reader = _Parts(
                 request.headers,
-                request.content,
+                cast(StreamReader, self._lines),
                 max_field_size=MAX_HEADER_LINE_BYTES,
                 max_headers=MAX_HEADERS,
             )
@@ -62,6 +66,7 @@ class UploadReader:
         """
         count = 0
         while True:
+            self._lines.left = MAX_HEAD_BYTES
             part = await self._timely(self._reader.next())
             if part is None:
                 break
@@ -70,7 +75,7 @@ class UploadReader:
                 raise TooManyFiles
             if not isinstance(part, BodyPartReader):
                 raise InvalidRequest("A multipart body must not hold another one")
-            name = upload_name(part.headers.get("Content-Disposition"))
+            name = upload_name(self._reader.disposition)
             yield FileUpload(name, self._capped(self._chunks(part)))
         if not count:
             raise InvalidRequest("The request has no file")
@@ -93,14 +98,65 @@ class UploadReader:
 
     async def _timely(self, step: Awaitable[T]) -> T:
         """Await the next bit of the body, unless the whole comes too slowly or makes no sense."""
-        allowed_s = self._limits.grace_s + self._content.total_bytes / self._limits.min_rate_bytes_s
+        allowed_s = self._limits.allowed_s(self._content.total_bytes)
         try:
             async with asyncio.timeout_at(self._began_at + allowed_s):
                 return await step
         except TimeoutError as exc:
             raise BodyTooSlow from exc
-        except (ValueError, AssertionError, LookupError, HttpProcessingError, EOFError) as exc:
+        except _UNREADABLE as exc:
             raise BadHttp(f"The multipart body cannot be read: {type(exc).__name__}") from exc
+
+
+# All that aiohttp raises at a body that is none, or that breaks off.
+_UNREADABLE = (
+    *(ValueError, AssertionError, LookupError, EOFError, RuntimeError),
+    *(HttpProcessingError, RequestPayloadError),
+)
+
+
+class _Parts(MultipartReader):
+    """aiohttp's reader, but every part is a file, also one of the field name `_charset_`.
+
+    Attributes:
+        disposition: of the part that `next` gave last. aiohttp, which does not find it in the
+            part's headers, cannot act on it.
+    """
+
+    disposition: str | None = None
+
+    async def fetch_next_part(self) -> MultipartReader | BodyPartReader:
+        """Read a part's head."""
+        part = await super().fetch_next_part()
+        headers = CIMultiDict(part.headers)
+        self.disposition = headers.pop("Content-Disposition", None)
+        part.headers = CIMultiDictProxy(headers)
+        return part
+
+
+class _Lines:
+    """The body as aiohttp's reader uses it, with a limit to what it reads by lines.
+
+    By lines it reads heads, and what stands before the first part: it would skip that for ever.
+
+    Attributes:
+        left: bytes that may still be read as lines.
+    """
+
+    def __init__(self, content: StreamReader) -> None:
+        self._content = content
+        self.left = MAX_HEAD_BYTES
+        self.read = content.read
+        self.at_eof = content.at_eof
+        self.unread_data = content.unread_data
+
+    async def readline(self, *, max_line_length: int | None = None) -> bytes:
+        """Read a line, cut at the end of the body. Raises BadHttp when it is one too many."""
+        line = await self._content.readline(max_line_length=max_line_length)
+        self.left -= max(len(line), LINE_COST_BYTES)
+        if self.left < 0:
+            raise BadHttp("The multipart body has too much besides its files")
+        return line
 
 
 def _decoder(part: BodyPartReader) -> Callable[[bytes], bytes]:

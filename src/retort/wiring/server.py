@@ -127,7 +127,9 @@ async def _serve(
             FileRoutes(file_service, UploadLimits(http.upload_files, http.upload_file_bytes)),
         ),
         Authenticator(keys, clock),
-        limits=BodyLimits(http.json_bytes, http.body_grace_s, http.body_min_rate_bytes_s),
+        limits=BodyLimits(
+            http.json_bytes, http.body_grace_s, http.body_min_rate_bytes_s, http.drain_bytes
+        ),
         base_path=config.server.base_path,
     )
     stack.push_async_callback(node.close)
@@ -142,6 +144,7 @@ async def _serve(
     server = ApiServer(
         api.handle,
         access_log=None,
+        header_s=http.header_s,
         keepalive_timeout=http.keepalive_s,
         max_line_size=http.header_line_bytes,
         max_field_size=http.header_line_bytes,
