@@ -42,7 +42,7 @@ static void check(struct report *report, uint32_t phase, bool ok)
 }
 
 /* Everything that does not depend on what to execute, so that it costs nothing at EXEC. */
-static void become_standby(const struct init *in, int sock)
+static void become_standby(const struct init *in, int sock, struct report *report)
 {
 	/* With a pid namespace the kernel ends us with init; without one, ask for it. */
 	if (!in->is_pid1)
@@ -65,6 +65,9 @@ static void become_standby(const struct init *in, int sock)
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+
+	/* Before anything of the program is known: it never runs a call without the filter. */
+	check(report, RETORT_PHASE_FILTER, filter_load(&in->filter));
 }
 
 static size_t await_exec(const struct init *in, struct descriptors *fds)
@@ -117,7 +120,7 @@ static _Noreturn void standby_main(const struct init *in, int sock, struct repor
 	struct descriptors fds = { 0 };
 	struct exec_request exec;
 
-	become_standby(in, sock);
+	become_standby(in, sock, report);
 	size_t length = await_exec(in, &fds);
 	if (!parse_exec(in->incoming, length, fds.count, &exec))
 		give_up(report, RETORT_PHASE_PROTOCOL, EINVAL);
@@ -203,6 +206,10 @@ void handle_prepare(struct init *in, const struct retort_prepare *msg, struct de
 	struct retort_prepared reply = { .header = { RETORT_PREPARED, msg->header.id } };
 	int error = 0;
 
+	if (msg->flags) {
+		answer_failed(in, msg->header.id, RETORT_PHASE_PROTOCOL, EINVAL);
+		return;
+	}
 	/* A child made now would be killed with the leftovers. */
 	if (is_ending(in)) {
 		answer_failed(in, msg->header.id, RETORT_PHASE_STEP, EBUSY);

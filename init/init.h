@@ -61,6 +61,16 @@ int process_signal(pid_t pid, int signal);	/* pid < 0: its process group */
 int process_signal_all(const struct init *in, int signal);
 int process_signal_session(pid_t session);	/* SIGKILL; how many were alive */
 
+/* ---- filter.c: the system call filter of programs ---- */
+
+struct sock_filter;
+struct filter {
+	struct sock_filter *code;
+	unsigned short count;		/* 0: there is none */
+};
+bool filter_read(struct filter *filter, int fd);	/* false and errno: not a filter */
+bool filter_load(const struct filter *filter);		/* for this process and all it becomes */
+
 /* ---- exec.c: the standby child, and what it becomes ---- */
 
 /* A page shared with a child until it execs: how far it came. Programs never see it, for
@@ -191,6 +201,7 @@ struct init {
 	bool is_greeted;		/* the peer said HELLO */
 	bool is_blocked;		/* the peer's buffer is full */
 	bool is_childless;		/* the last wait found no child */
+	struct filter filter;
 	struct rlimit descriptor_limit;	/* as found, for programs; init's own is raised */
 	struct standby standby;
 	struct step steps[RETORT_STEPS_MAX];

@@ -1,7 +1,7 @@
 /*
  * retort-init - pid 1 of a sandbox: starts what the server tells it, reaps, opens files.
  *
- *	retort-init LISTEN_FD [--home DIR] [--no-openat2]
+ *	retort-init LISTEN_FD [--filter FD] [--home DIR] [--no-openat2]
  *
  * Theory of operation
  *
@@ -55,30 +55,39 @@ static _Noreturn void die(const char *what, int error)
 
 struct options {
 	int listener;
+	int filter;		/* a file with the programs' system call filter, or -1 */
 	const char *home;
 	bool no_openat2;	/* for tests: behave as on a host kernel without it */
 };
 
+/* A descriptor above 2, or -1. */
+static int parse_descriptor(const char *text)
+{
+	char *end = NULL;
+	long number = strtol(text, &end, 10);
+
+	return *text && !*end && number > 2 && number < 65536 ? (int)number : -1;
+}
+
 static struct options parse_arguments(int count, char **arguments)
 {
-	struct options options = { .listener = -1, .home = "/home/work" };
-	char *end = NULL;
+	struct options options = { .listener = -1, .filter = -1, .home = "/home/work" };
 
-	if (count >= 2) {
-		long number = strtol(arguments[1], &end, 10);
-		if (*arguments[1] && !*end && number > 2 && number < 65536)
-			options.listener = (int)number;
-	}
+	if (count >= 2)
+		options.listener = parse_descriptor(arguments[1]);
 	for (int i = 2; i < count; i++) {
 		if (!strcmp(arguments[i], "--home") && i + 1 < count)
 			options.home = arguments[++i];
+		else if (!strcmp(arguments[i], "--filter") && i + 1 < count &&
+			 parse_descriptor(arguments[i + 1]) > 0)
+			options.filter = parse_descriptor(arguments[++i]);
 		else if (!strcmp(arguments[i], "--no-openat2"))
 			options.no_openat2 = true;
 		else
 			options.listener = -1;
 	}
 	if (options.listener < 0)
-		die("usage: retort-init LISTEN_FD [--home DIR] [--no-openat2]", EINVAL);
+		die("usage: retort-init LISTEN_FD [--filter FD] [--home DIR] [--no-openat2]", EINVAL);
 	return options;
 }
 
@@ -231,12 +240,16 @@ int main(int count, char **arguments)
 	if (prctl(PR_SET_DUMPABLE, 0) < 0)
 		die("PR_SET_DUMPABLE", errno);
 	struct options options = parse_arguments(count, arguments);
+	struct filter filter = { 0 };
+	if (options.filter >= 0 && !filter_read(&filter, options.filter))
+		die("--filter", errno);
 	keep_descriptors(options.listener);
 	if (!is_listening(options.listener))
 		die("LISTEN_FD is not a listening SOCK_SEQPACKET socket", EINVAL);
 
 	/* From here on only the launcher's SIGKILL ends us. */
 	struct init *in = start(&options);
+	in->filter = filter;
 	for (;;)
 		turn(in);
 }

@@ -76,6 +76,7 @@ enum retort_phase {
 	RETORT_PHASE_UNLINK = 14,
 	RETORT_PHASE_KILL = 15,
 	RETORT_PHASE_SEND = 16,		/* done, but its descriptors could not be sent */
+	RETORT_PHASE_FILTER = 17,	/* the system call filter could not be loaded */
 };
 
 /* A step's life as LIST tells it. */
@@ -100,6 +101,7 @@ enum retort_scope {
 enum retort_features {
 	RETORT_FEATURE_PID1 = 1,	/* init is pid 1 of its own pid namespace */
 	RETORT_FEATURE_OPENAT2 = 2,	/* paths are resolved by openat2(2), not by the fallback */
+	RETORT_FEATURE_FILTER = 4,	/* programs run under a system call filter */
 };
 
 struct retort_header {

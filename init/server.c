@@ -201,7 +201,8 @@ static void handle_hello(struct init *in, const struct retort_hello *msg)
 		.header = { RETORT_WELCOME, msg->header.id },
 		.version = RETORT_PROTOCOL_VERSION,
 		.features = (in->is_pid1 ? RETORT_FEATURE_PID1 : 0U) |
-			    (in->has_openat2 ? RETORT_FEATURE_OPENAT2 : 0U),
+			    (in->has_openat2 ? RETORT_FEATURE_OPENAT2 : 0U) |
+			    (in->filter.count ? RETORT_FEATURE_FILTER : 0U),
 	};
 
 	if (msg->version != RETORT_PROTOCOL_VERSION) {

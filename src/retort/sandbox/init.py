@@ -225,6 +225,7 @@ class InitClient:
         self._is_closed = False
         self._next_id = 1
         self._requests: dict[int, _Request] = {}
+        self._taken: _Request | None = None  # whose answer is being read
         self._on_exit: dict[int, Callable[[StepExit], None]] = {}
         self._exits: dict[int, StepExit] = {}  # arrived before somebody adopted the step
         self._unsent: deque[tuple[list[bytes], tuple[int, ...]]] = deque()
@@ -572,6 +573,7 @@ class InitClient:
         except _Nonsense as exc:
             self._fail(f"sent nonsense: {exc}")
         finally:
+            self._taken = None
             _close_all(rest)  # what the handler did not take
 
     def _fail(self, reason: str) -> None:
@@ -593,10 +595,12 @@ class InitClient:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
-        requests, self._requests = self._requests, {}
+        requests, self._requests = [*self._requests.values()], {}
+        if self._taken is not None:
+            requests.append(self._taken)
         self._on_exit.clear()
         self._exits.clear()
-        for request in requests.values():
+        for request in requests:
             if not request.future.done():
                 request.future.set_exception(SandboxFault(*self._lost_reason()))
         if tell:
@@ -610,7 +614,7 @@ class InitClient:
     # --- answers -------------------------------------------------------------------------------
 
     def _take(self, answer: Type, id_: int) -> _Request:
-        request = self._requests.pop(id_, None)
+        request = self._taken = self._requests.pop(id_, None)
         if request is None or _ANSWERS[request.type] is not answer:
             raise _Nonsense(f"{answer.name} that answers nothing")
         return request
@@ -643,7 +647,7 @@ class InitClient:
 
     def _receive_failed(self, id_: int, length: int, fds: list[int]) -> None:
         _, _, number, error = self._unpack(protocol.FAILED, length)
-        request = self._requests.pop(id_, None)
+        request = self._taken = self._requests.pop(id_, None)
         if request is None or not 0 < error < _ERRNO_END or number not in _PHASES:
             raise _Nonsense(f"FAILED that answers nothing (phase {number}, errno {error})")
         phase = Phase(number)
