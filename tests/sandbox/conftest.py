@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from retort.sandbox.launcher import HostUids, Launcher, Sandbox, SandboxSpec
+from retort.sandbox.host_uids import HostUids
+from retort.sandbox.launcher import Launcher, Sandbox
 from retort.sandbox.rootfs import Base, build
+from retort.sandbox.view import SandboxSpec
 
 BWRAP = shutil.which("bwrap")
 

@@ -27,9 +27,11 @@ from retort.errors import (
     ScratchFull,
 )
 from retort.node.files import FileLimits, SessionFiles
+from retort.sandbox.host_uids import HostUids
 from retort.sandbox.init import ExecStep, InitClient, StepExit
-from retort.sandbox.launcher import HostUids, Launcher, Mount, SandboxSpec
+from retort.sandbox.launcher import Launcher
 from retort.sandbox.rootfs import Base, build
+from retort.sandbox.view import Mount, SandboxSpec
 
 from .conftest import BWRAP
 

@@ -16,8 +16,9 @@ import pytest
 
 from retort.errors import SandboxFault
 from retort.sandbox import launcher as module
-from retort.sandbox.launcher import Identity, Launcher, Mount, SandboxSpec, wait_ended
+from retort.sandbox.launcher import Identity, Launcher, wait_ended
 from retort.sandbox.rootfs import Base, build
+from retort.sandbox.view import Mount, SandboxSpec
 
 from .conftest import BWRAP, run_inside
 
@@ -168,8 +169,9 @@ async def test_a_sandbox_that_does_not_come_up_is_ended(
 LAUNCH_AND_WAIT = """
 import asyncio, sys
 from pathlib import Path
-from retort.sandbox.launcher import Launcher, SandboxSpec
+from retort.sandbox.launcher import Launcher
 from retort.sandbox.rootfs import Base, build
+from retort.sandbox.view import SandboxSpec
 
 async def main():
     bwrap, base, folder, uid = sys.argv[1:]

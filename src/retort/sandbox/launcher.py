@@ -11,78 +11,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from retort.errors import SandboxFault
-from retort.sandbox.rootfs import HOME, USER_ID, Base
+from retort.sandbox.rootfs import Base
+from retort.sandbox.view import Handed, SandboxSpec, masks_of, system_mounts, view
 
-INIT = "/.retort/init"  #: init's path inside; the folder is root's only child not known from Debian
 SOCKET_NAME = "init.sock"  #: below the sandbox's folder on the host
 
-MIB = 2**20
 MESSAGE_BYTES = 4096  #: bubblewrap's complaint is cut here
 START_S = 10.0  #: a sandbox that is not up by then will never be
 KILL_S = 10.0  #: an init that outlives its SIGKILL for so long sits in the kernel
-
-MASKED = (
-    "/proc/keys",  # kernel keyrings are not in any namespace but the user's
-    "/proc/key-users",
-    "/proc/kcore",
-    "/proc/timer_list",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/config.gz",
-    "/proc/kallsyms",
-    "/proc/modules",
-)  #: host-wide files of /proc, shown as empty where the host has them
-
-USR_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  #: links into /usr on a merged host
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A host folder seen inside a sandbox.
-
-    Args:
-        source: a path, or an open descriptor of the folder (no name is resolved then).
-        destination: absolute, inside.
-        read_only: no write, whatever the modes say.
-    """
-
-    source: Path | int
-    destination: str
-    read_only: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxSpec:
-    """What one sandbox looks like from inside.
-
-    Args:
-        hostname: of its own uts namespace.
-        scratch_bytes: size of the tmpfs at `/home/work`; whole pages, memory of the host.
-        tmp_bytes: size of each of `/tmp` and `/var/tmp`.
-        shm_bytes: size of `/dev/shm`.
-        mounts: folders of the host, mounted last, in this order.
-        host_uid: the kernel's uid (and gid) of everything inside; a must for a server that is
-            root, and impossible for any other, whose sandboxes have its own uid.
-    """
-
-    hostname: str
-    scratch_bytes: int = 1024 * MIB
-    tmp_bytes: int = 64 * MIB
-    shm_bytes: int = 64 * MIB
-    mounts: tuple[Mount, ...] = ()
-    host_uid: int | None = None
 
 
 class Identity(NamedTuple):
@@ -121,14 +70,6 @@ class Sandbox:
     def is_alive(self) -> bool:
         """Init has not ended (a look, not a promise)."""
         return self.pidfd >= 0 and _state(self.identity) is not None
-
-
-class Handed(NamedTuple):
-    """Descriptors that a sandbox inherits: their numbers are part of the command line."""
-
-    listener: int  #: init's listening socket
-    ready: int  #: a pipe's end that nobody has open once init runs
-    info: int  #: bubblewrap writes init's pid here
 
 
 @dataclass(slots=True, eq=False)
@@ -176,6 +117,7 @@ class Launcher:
         setpriv: util-linux's program; a server that is root changes the uid with it. Without it
             the server forks whole to do so, which costs 3 ms more at 200 MB of memory.
         system: mounts of `/usr`, `/bin`, `/lib` ... look on this host; found when left out.
+        seccomp: the system call filter of programs (sandbox/seccomp.py); without it they make any.
     """
 
     def __init__(
@@ -185,46 +127,28 @@ class Launcher:
         *,
         setpriv: Path | None = Path("/usr/bin/setpriv"),
         system: Sequence[str] | None = None,
+        seccomp: bytes | None = None,
     ) -> None:
+        self._filter = -1 if seccomp is None else _sealed(seccomp)
         self._bwrap = bwrap
         self._setpriv = setpriv if setpriv is not None and setpriv.exists() else None
         self._base = base
         self._system = system_mounts() if system is None else tuple(system)
-        self._masks = tuple(_masks(base))
+        self._masks = tuple(masks_of(base))
         self._is_root = os.geteuid() == 0
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="retort-spawner")
 
     def close(self) -> None:
         """End the spawner thread; sandboxes live on."""
         self._spawner.shutdown(wait=True)
+        if self._filter >= 0:
+            os.close(self._filter)
+            self._filter = -1
 
     def command(self, spec: SandboxSpec, handed: Handed) -> list[str]:
-        """Build the whole argv of one sandbox; the order of mounts matters, later ones cover."""
-        user = str(USER_ID)
-        return [
-            *self._as_uid(spec.host_uid),
-            str(self._bwrap),
-            *("--unshare-all", "--unshare-user", "--disable-userns", "--as-pid-1"),
-            *("--new-session", "--uid", user, "--gid", user, "--hostname", spec.hostname),
-            *("--clearenv", "--cap-drop", "ALL", "--info-fd", str(handed.info)),
-            *self._system,
-            *("--ro-bind", str(self._base.etc), "/etc"),
-            *("--perms", "0755", "--dir", os.path.dirname(INIT)),  # noqa: PTH120 - not a host path
-            *("--ro-bind", str(self._base.init), INIT),
-            *("--proc", "/proc"),
-            *self._masks,
-            # bubblewrap's /dev is a tmpfs without a size: nothing may be written into it.
-            *("--dev", "/dev", *_tmpfs("/dev/shm", spec.shm_bytes, "1777")),  # noqa: S108
-            *("--remount-ro", "/dev"),
-            *("--dir", "/run", "--perms", "0755", "--dir", "/var", "--symlink", "/run", "/var/run"),
-            *_tmpfs("/tmp", spec.tmp_bytes, "1777"),  # noqa: S108 - a mount point
-            *_tmpfs("/var/tmp", spec.tmp_bytes, "1777"),  # noqa: S108
-            *("--perms", "0755", "--dir", os.path.dirname(HOME)),  # noqa: PTH120
-            *_tmpfs(HOME, spec.scratch_bytes, "0755"),
-            *_mounts(spec.mounts),
-            *("--remount-ro", "/", "--chdir", HOME),
-            *("--", INIT, str(handed.listener)),
-        ]
+        """Build the whole argv of one sandbox."""
+        seen = view(spec, handed, self._base, system=self._system, masks=self._masks)
+        return [*self._as_uid(spec.host_uid), str(self._bwrap), *seen]
 
     async def start(self, spec: SandboxSpec, folder: Path) -> Sandbox:
         """Start one sandbox and wait until its init runs.
@@ -330,7 +254,7 @@ class Launcher:
 
             listener = theirs.enter_context(_listen(folder))
             info, ready, complaint = pipe(), pipe(), pipe()
-            handed = Handed(listener.fileno(), ready[1], info[1])
+            handed = Handed(listener.fileno(), ready[1], info[1], self._filter)
             fds = [m.source for m in spec.mounts if isinstance(m.source, int)]
             # vfork, which costs the same whatever the size of the server, excludes setuid.
             uid = spec.host_uid if self._is_root and self._setpriv is None else None
@@ -341,7 +265,7 @@ class Launcher:
                 stderr=complaint[1],
                 cwd="/",
                 env={},
-                pass_fds=(*handed, *fds),
+                pass_fds=(*handed.fds, *fds),
                 start_new_session=True,
                 user=uid,
                 group=uid,
@@ -378,63 +302,19 @@ class Launcher:
         return SandboxFault("launch", text or f"{self._bwrap}: ended without a word")
 
 
-class HostUids:
-    """Host uids for the sandboxes of a server that is root: one each, never shared.
-
-    They are handed out in turn, so that a uid rests as long as possible before it is used again.
-
-    Args:
-        first: the lowest; from a range that no account of the host uses.
-        count: how many, the upper bound of sandboxes alive.
-    """
-
-    def __init__(self, first: int, count: int) -> None:
-        if first < 1 or count < 1 or first + count > 2**32 - 1:
-            raise ValueError(f"no such range of uids: {count} from {first}")
-        self._first = first
-        self._count = count
-        self._next = 0
-        self._used: set[int] = set()
-
-    def acquire(self) -> int:
-        """Take a uid that no sandbox has.
-
-        Raises:
-            SandboxFault: phase "uid"; all are taken.
-        """
-        if len(self._used) >= self._count:
-            raise SandboxFault("uid", f"all {self._count} host uids are taken")
-        while (uid := self._first + self._next % self._count) in self._used:
-            self._next += 1
-        self._next += 1
-        self._used.add(uid)
-        return uid
-
-    def claim(self, uid: int) -> None:
-        """Mark the uid of an adopted sandbox as taken; one outside the range is no concern."""
-        if self._first <= uid < self._first + self._count:
-            self._used.add(uid)
-
-    def release(self, uid: int) -> None:
-        """Give a uid back; its sandbox must have ended."""
-        self._used.discard(uid)
-
-
-def system_mounts(root: Path = Path("/")) -> tuple[str, ...]:
-    """Say how the host's programs appear inside: `/usr`, what leads into it, and `/opt`.
-
-    `/bin`, `/lib` and their kind are links on a merged host and folders on an older one.
-    """
-    argv = ["--ro-bind", str(root / "usr"), "/usr"]
-    for name in USR_LINKS:
-        path = root / name
-        if path.is_symlink():
-            argv += ["--symlink", str(path.readlink()), f"/{name}"]
-        elif path.is_dir():
-            argv += ["--ro-bind", str(path), f"/{name}"]
-    if (root / "opt").is_dir():
-        argv += ["--ro-bind", str(root / "opt"), "/opt"]
-    return tuple(argv)
+def _sealed(content: bytes) -> int:
+    """Make a file in memory that nobody can change any more (memfd_create(2))."""
+    fd = os.memfd_create("retort-filter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 async def wait_ended(sandbox: Sandbox) -> None:
@@ -445,23 +325,6 @@ async def wait_ended(sandbox: Sandbox) -> None:
             await _readable(fd)
         finally:
             os.close(fd)
-
-
-def _tmpfs(place: str, size_bytes: int, mode: str) -> tuple[str, ...]:
-    return ("--size", str(size_bytes), "--perms", mode, "--tmpfs", place)
-
-
-def _masks(base: Base) -> Iterator[str]:
-    for place in MASKED:
-        if Path(place).exists():
-            yield from ("--ro-bind", str(base.empty), place)
-
-
-def _mounts(mounts: Sequence[Mount]) -> Iterator[str]:
-    for mount in mounts:
-        is_fd = isinstance(mount.source, int)
-        source = f"/proc/self/fd/{mount.source}" if is_fd else str(mount.source)
-        yield from ("--ro-bind" if mount.read_only else "--bind", source, mount.destination)
 
 
 def _listen(folder: Path) -> socket.socket:

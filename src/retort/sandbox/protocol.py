@@ -67,6 +67,7 @@ class Phase(enum.IntEnum):
     UNLINK = 14
     KILL = 15
     SEND = 16  #: done, but its descriptors could not be sent
+    FILTER = 17  #: the system call filter could not be loaded
 
 
 class State(enum.IntEnum):
@@ -98,6 +99,7 @@ class Features(enum.IntFlag):
 
     PID1 = 1  #: it is pid 1 of its own pid namespace
     OPENAT2 = 2  #: paths are resolved by openat2(2), not by the fallback
+    FILTER = 4  #: programs run under a system call filter
 
 
 # Layouts: "=" is host order without implicit padding. The first two fields of all are the header,

@@ -32,9 +32,11 @@ from retort.node.files import FileLimits
 from retort.node.leftovers import end_leftovers
 from retort.node.runner import RunSettings
 from retort.placement.local import LocalPlacement, machine_memory_bytes
+from retort.sandbox.host_uids import HostUids
 from retort.sandbox.images import host_catalogue
-from retort.sandbox.launcher import HostUids, Launcher
+from retort.sandbox.launcher import Launcher
 from retort.sandbox.rootfs import build
+from retort.sandbox.seccomp import compile_filter, is_available
 from retort.services.files import FileService
 from retort.services.keypairs import KeyRing
 from retort.services.runs import RunService
@@ -167,7 +169,8 @@ async def _local_node(
     if bwrap is None:
         raise SandboxFault("start", f"{config.sandbox.bwrap}: not found; see `retort doctor`")
     base = await asyncio.to_thread(build, config.state.folder, init_program())
-    launcher = Launcher(Path(bwrap), base)
+    seccomp = await asyncio.to_thread(compile_filter) if is_available() else None
+    launcher = Launcher(Path(bwrap), base, seccomp=seccomp)
     folder = config.state.folder / "sessions"
     folder.mkdir(mode=0o700, exist_ok=True)
     await end_leftovers(launcher, folder)

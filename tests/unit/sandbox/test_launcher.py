@@ -11,15 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retort.errors import SandboxFault
-from retort.sandbox.launcher import (
-    Handed,
-    HostUids,
-    Launcher,
-    Mount,
-    SandboxSpec,
-    system_mounts,
-)
+from retort.sandbox.host_uids import HostUids
+from retort.sandbox.launcher import Launcher
 from retort.sandbox.rootfs import Base
+from retort.sandbox.view import Handed, Mount, SandboxSpec, system_mounts
 
 HANDED = Handed(listener=7, ready=8, info=9)
 
