@@ -23,20 +23,22 @@ from retort.core.image import Catalogue, Image, environment
 from retort.core.limits import Limits, Usage
 from retort.core.run import Answer, Mode, RunRequest
 from retort.core.session import Session
-from retort.errors import SessionNotFound
+from retort.errors import SandboxFault, SessionNotFound
 from retort.node.files import FileLimits, SessionFiles
 from retort.node.leftovers import remember
 from retort.node.runner import Runner, RunSettings
 from retort.node.watched_run import WatchedRun
+from retort.sandbox.host_uids import HostUids
 from retort.sandbox.init import InitClient
-from retort.sandbox.launcher import HostUids, Launcher, Sandbox, SandboxSpec
-from retort.sandbox.protocol import Scope
+from retort.sandbox.launcher import Launcher, Sandbox
+from retort.sandbox.view import SandboxSpec
 
 log = structlog.get_logger()
 
 CONNECT_S = 10.0
 SWEEP_S = 30.0  # how often ended runs that nobody fetched are looked for
 BOOTSTRAP_S = 300.0
+RESTART_S = 10.0  # a process that outlives its SIGKILL for so long sits in the kernel
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -107,8 +109,11 @@ class LocalNode:
             os.close((await client.prepare()).pidfd)
             if session.bootstrap_script:
                 await self._bootstrap(held, session.bootstrap_script)
+            if session.id not in self._held:
+                raise SandboxFault("create", "init ended while the session started")
         except BaseException:
-            await self.destroy(session.id)
+            with contextlib.suppress(SessionNotFound):  # its init ended, and `_lost` clears it
+                await self.destroy(session.id)
             raise
 
     async def destroy(self, session_id: uuid.UUID) -> Usage:
@@ -126,9 +131,11 @@ class LocalNode:
         """Kill every process of a session; its files are its sandbox's and stay."""
         held = self._find(session_id)
         held.runner.cancel_all()
-        with contextlib.suppress(OSError):
-            await held.client.kill(0, 9, Scope.EVERYTHING)
-        os.close((await held.client.prepare()).pidfd)
+        try:
+            async with asyncio.timeout(RESTART_S):
+                await held.runner.settled()
+        except TimeoutError:
+            raise SandboxFault("restart", "a process of the session does not die") from None
 
     async def interrupt(self, session_id: uuid.UUID) -> None:
         """Send SIGINT to the running program's process group."""
@@ -140,7 +147,10 @@ class LocalNode:
 
     async def close(self) -> None:
         """End every session of this node."""
-        await asyncio.gather(*(self.destroy(session_id) for session_id in list(self._held)))
+        endings = [self.destroy(session_id) for session_id in list(self._held)]
+        for result in await asyncio.gather(*endings, return_exceptions=True):
+            if isinstance(result, BaseException):
+                log.error("session.unended", reason=str(result))
         self._launcher.close()
 
     async def sweep_forever(self) -> None:

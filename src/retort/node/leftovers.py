@@ -48,5 +48,5 @@ def _find(launcher: Launcher, folder: Path) -> Sandbox | None:
     try:
         pid, start_ticks = (folder / RECORD).read_text("ascii").split()
         return launcher.adopt(Identity(int(pid), int(start_ticks)), folder)
-    except (OSError, ValueError):  # half-made: it had not come so far
+    except (OSError, ValueError, OverflowError):  # half-made: it had not come so far
         return None

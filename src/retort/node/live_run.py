@@ -29,6 +29,7 @@ class LiveRun:
         is_blocked: its program sleeps in a read of its empty input (R11).
         waits: how often it was seen to block; tells one wait from the next.
         typed: input that came before the program that will read it.
+        began_at: when its first step started, in seconds since 1970.
         last_call: when a caller last asked, by the loop's clock, in seconds.
         is_gone: its last answer was taken.
         is_abandoned: its only watcher went away; no further step starts.
@@ -41,14 +42,14 @@ class LiveRun:
         self.is_blocked = False
         self.waits = 0
         self.typed = bytearray()
+        self.began_at = 0.0
         self.last_call = 0.0
         self.is_gone = False
         self.is_abandoned = False
-        self.watch: asyncio.TimerHandle | None = None
-        self.blocked_since: float | None = None
         self.deadline: asyncio.TimerHandle | None = None
         self._answers: collections.deque[Answer] = collections.deque()
         self._waiters: set[asyncio.Future[bool]] = set()
+        self._callers: list[object] = []  # inside next_answer, the newest last
 
     def __repr__(self) -> str:
         return f"<LiveRun {self.run_id} {self.state.stage.value} answers={len(self._answers)}>"
@@ -138,20 +139,33 @@ class LiveRun:
     async def next_answer(self, wait_s: float) -> Answer:
         """Wait for the next answer, at most `wait_s` seconds (R4).
 
+        Of several callers the newest is served: an older one is most likely a caller whose
+        connection broke, and who asks again.
+
         Raises:
             RunNotFound: another caller took the last answer meanwhile.
         """
         now = asyncio.get_running_loop().time
         until = now() + wait_s
-        while True:
-            self.last_call = now()
-            if self.is_gone:
-                raise RunNotFound
-            if (answer := self.take()) is not None:
-                return answer
-            if now() >= until:
-                return self.take_output()
-            await self.wait(until)
+        caller = object()
+        self._callers.append(caller)
+        try:
+            while True:
+                self.last_call = now()
+                if self.is_gone:
+                    raise RunNotFound
+                is_newest = self._callers[-1] is caller
+                if is_newest and (answer := self.take()) is not None:
+                    return answer
+                if now() >= until:
+                    return self.take_output() if is_newest else self._nothing()
+                await self.wait(until)
+        finally:
+            self._callers.remove(caller)
+            self.wake()  # there may be more, for those who were passed over
+
+    def _nothing(self) -> Answer:
+        return Answer(self.run_id, Status.CONTINUED)
 
 
 def _give_up(waiter: asyncio.Future[bool]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 
 from retort.core.run import OutputFile
+from retort.errors import SandboxFault
 from retort.sandbox.init import InitClient
 
 OUTPUT_DIR = b".output"
 MAX_FILES = 1000
 MAX_DEPTH = 16
+MAX_LOOKED_AT = 20_000  # entries in all: the server does nothing else meanwhile
 CLOCK_SLACK_S = 0.020  # a tmpfs stamps files with the tick's clock, which lags the real one
 
 
@@ -22,42 +25,45 @@ async def changed_since(client: InitClient, since: float) -> tuple[OutputFile, .
     """
     try:
         root = await client.open(OUTPUT_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
+    except (OSError, SandboxFault):
         return ()
-    found: list[OutputFile] = []
-    _collect(root, "", since - CLOCK_SLACK_S, found, MAX_DEPTH)
-    return tuple(found)
+    search = _Search(since - CLOCK_SLACK_S)
+    search.collect(root, "", MAX_DEPTH)
+    return tuple(search.found)
 
 
-def _collect(folder: int, prefix: str, since: float, found: list[OutputFile], depth: int) -> None:
-    try:
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda e: e.name):
-                if len(found) >= MAX_FILES:
+class _Search:
+    """One walk over a tree that a stranger made."""
+
+    def __init__(self, since: float) -> None:
+        self.found: list[OutputFile] = []
+        self._since = since
+        self._left = MAX_LOOKED_AT
+
+    def collect(self, folder: int, prefix: str, depth: int) -> None:
+        """Look through a folder, and close its descriptor."""
+        try:
+            with os.scandir(folder) as entries:
+                few = list(itertools.islice(entries, self._left))
+            self._left -= len(few)
+            for entry in sorted(few, key=lambda e: e.name):
+                if len(self.found) >= MAX_FILES:
                     return
-                _look_at(folder, entry, prefix, since, found, depth)
-    except OSError:
-        return
-    finally:
-        os.close(folder)
+                self._look_at(folder, entry, prefix, depth)
+        except OSError:
+            return
+        finally:
+            os.close(folder)
 
-
-def _look_at(
-    folder: int,
-    entry: os.DirEntry[str],
-    prefix: str,
-    since: float,
-    found: list[OutputFile],
-    depth: int,
-) -> None:
-    try:
-        entry.name.encode()
-        status = entry.stat(follow_symlinks=False)
-        if stat.S_ISREG(status.st_mode) and status.st_ctime >= since:
-            found.append(OutputFile(prefix + entry.name))
-        elif stat.S_ISDIR(status.st_mode) and depth:
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
-            inner = os.open(entry.name, flags, dir_fd=folder)
-            _collect(inner, f"{prefix}{entry.name}/", since, found, depth - 1)
-    except (OSError, UnicodeEncodeError):  # vanished, unreadable, or not UTF-8
-        return
+    def _look_at(self, folder: int, entry: os.DirEntry[str], prefix: str, depth: int) -> None:
+        try:
+            entry.name.encode()
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode) and status.st_ctime >= self._since:
+                self.found.append(OutputFile(prefix + entry.name))
+            elif stat.S_ISDIR(status.st_mode) and depth:
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
+                inner = os.open(entry.name, flags, dir_fd=folder)
+                self.collect(inner, f"{prefix}{entry.name}/", depth - 1)
+        except (OSError, UnicodeEncodeError):  # vanished, unreadable, or not UTF-8
+            return

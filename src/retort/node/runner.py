@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import os
 import secrets
@@ -43,18 +44,17 @@ from retort.core.run import (
     step_result,
 )
 from retort.errors import LimitExceeded, RunNotFound, SandboxFault
+from retort.node.input_watch import InputWatch
 from retort.node.live_run import LiveRun
 from retort.node.output_files import changed_since
 from retort.node.pipes import StepPipes
 from retort.node.plan import plan_of
-from retort.sandbox.init import ExecStep, InitClient, Started, StepExit
+from retort.sandbox import protocol
+from retort.sandbox.init import ExecStep, InitClient, Started, StepExit, StepNotStarted
 from retort.sandbox.protocol import Scope
 
 log = structlog.get_logger()
 
-FIRST_LOOK_S = 0.010  # a program that ends at once is never looked at
-SECOND_LOOK_S = 0.050  # two looks this far apart mean that it really waits (spec R11)
-SLOWEST_LOOK_S = 0.400
 HOME = b"/home/work"
 ABANDON_S = 5.0  # between SIGINT and SIGKILL for a program whose watcher is gone
 
@@ -71,16 +71,25 @@ class RunSettings:
     wall_s: float | None = None
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class _Step:
-    """The program that runs now."""
+    """The program that runs now; its run may have ended already, and it is being killed."""
 
     number: int
-    phase: Phase
+    order: StartStep
     pipes: StepPipes
     run: LiveRun
-    began_at: float  # wall clock, seconds since 1970
     cut_before: int
+    watch: InputWatch | None = None  # of exec, which alone has input
+    is_started: bool = False
+    is_repeated: bool = False
+
+    def close(self) -> None:
+        """Take what was printed so far, and no more."""
+        if self.watch is not None:
+            self.watch.close()
+        self.pipes.drain()
+        self.pipes.close()
 
 
 class Runner:
@@ -112,6 +121,7 @@ class Runner:
         self._current: LiveRun | None = None
         self._step: _Step | None = None
         self._last_number = 0
+        self._settled: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.usage = Usage()  #: of all steps that ended
         self.last_used = self._loop.time()  #: when a caller or a program last did something
@@ -142,7 +152,10 @@ class Runner:
 
     async def next_answer(self, run: LiveRun, wait_s: float) -> Answer:
         """Wait for a run's next answer, looking whether its program waits for input."""
-        self._watch(run)
+        if (watch := self._watch_of(run)) is not None:
+            if run.is_blocked:
+                await watch.confirm()
+            watch.look_soon()
         answer = await run.next_answer(wait_s)
         self._taken(run)
         return answer
@@ -155,35 +168,36 @@ class Runner:
 
     async def wait(self, run: LiveRun, until: float) -> bool:
         """Wait for a change of a run, until the loop's clock shows `until`; True: it changed."""
-        self._watch(run)
+        if (watch := self._watch_of(run)) is not None:
+            watch.look_soon()
         return await run.wait(until)
 
     def give_input(self, run: LiveRun, text: str) -> None:
         """Give a line to the run's program, now or when it starts (R11)."""
         data = text.encode("utf-8", "replace")
         data += b"" if data.endswith(b"\n") else b"\n"
-        step = self._step
-        is_reading = step is not None and step.run is run and step.phase is Phase.EXEC
-        waiting = step.pipes.pending_bytes if step and is_reading else len(run.typed)
+        step, watch = self._step, self._watch_of(run)
+        waiting = len(run.typed) + (step.pipes.pending_bytes if step and watch else 0)
         if waiting + len(data) > self._settings.input_bytes:
             raise LimitExceeded("Too much input waits to be read")
-        run.is_blocked = False
-        run.blocked_since = None
-        if step and is_reading:
-            step.pipes.write(data)
-        else:
+        if step is None or watch is None or not step.is_started:
             run.typed += data
+        if step is not None and watch is not None:
+            step.pipes.write(data)
+            watch.input_given()
 
     def undeliver(self, answer: Answer) -> None:
         """Put back an answer that could not be written."""
         run = self._runs.get(answer.run_id)
-        if run is None:
+        if answer.status.ends_run:
+            if run is not None:
+                return  # another run has this id by now
             run = next((r for r in self._delivered if r.run_id == answer.run_id), None)
-            if run is None:
-                return
-            self._delivered.remove(run)
-            self._runs[run.run_id] = run
-        run.put_back(answer)
+            if run is not None:
+                self._delivered.remove(run)
+                self._runs[run.run_id] = run
+        if run is not None:
+            run.put_back(answer)
 
     def abandon(self, run: LiveRun) -> None:
         """Interrupt a run whose only watcher is gone, and forget it (spec 9.1).
@@ -200,9 +214,9 @@ class Runner:
             self._advance(run, Cancelled())
             return
         self.interrupt()
-        run.deadline = run.deadline or self._loop.call_later(
-            ABANDON_S, self._advance, run, Cancelled()
-        )
+        if run.deadline is not None:
+            run.deadline.cancel()
+        run.deadline = self._loop.call_later(ABANDON_S, self._advance, run, Cancelled())
 
     def interrupt(self) -> None:
         """Send SIGINT to the process group of the running program (spec 7.6)."""
@@ -211,31 +225,30 @@ class Runner:
 
     def cancel_all(self) -> None:
         """End every run: the session is destroyed or restarted (R15)."""
-        queued, self._queue = list(self._queue), collections.deque()
-        current, self._current = self._current, None
-        step, self._step = self._step, None
-        if step is not None:
-            step.pipes.drain()
-            step.pipes.close()
-            self._kill(step.number, signal.SIGKILL, Scope.EVERYTHING)
-        for run in ([current] if current else []) + queued:
+        for run in self._take_all():
             self._advance(run, Cancelled())
+
+    async def settled(self) -> None:
+        """Wait until no program of this session is left."""
+        while self._step is not None:
+            ended: asyncio.Future[None] = self._loop.create_future()
+            self._settled.append(ended)
+            await ended
 
     def broken(self, reason: str) -> None:
         """End every run as a failure of ours: the sandbox is gone or talks nonsense."""
         log.warning("session.broken", reason=reason)
-        step, self._step = self._step, None
-        if step is not None:
-            step.pipes.drain()
-            step.pipes.close()
+        if self._step is not None:
+            self._step.close()
+            self._forget_step()
         failed = StepResult(Outcome.INFRASTRUCTURE, OUR_FAULT_EXIT)
+        for run in self._take_all():
+            is_queued = run.state.stage is Stage.QUEUED
+            self._advance(run, Cancelled() if is_queued else StepEnded(failed))
+
+    def _take_all(self) -> list[LiveRun]:
         queued, self._queue = list(self._queue), collections.deque()
-        current, self._current = self._current, None
-        for run in ([current] if current else []) + queued:
-            if run.state.stage is Stage.QUEUED:
-                self._advance(run, Cancelled())
-            else:
-                self._advance(run, StepEnded(failed))
+        return ([self._current] if self._current else []) + queued
 
     def forget_old(self) -> None:
         """Drop ended runs whose answers nobody fetched for a long time (R16)."""
@@ -267,8 +280,10 @@ class Runner:
         return run
 
     def _begin_next(self) -> None:
-        while self._current is None and self._queue:
+        # A step whose run was cancelled may still be dying: init would refuse the next one.
+        while self._current is None and self._step is None and self._queue:
             run = self._current = self._queue.popleft()
+            run.began_at = time.time()
             if self._settings.wall_s is not None:
                 run.deadline = self._loop.call_later(
                     self._settings.wall_s, self._advance, run, TimeUp()
@@ -281,10 +296,11 @@ class Runner:
         run.state, orders = advance(run.state, event)
         for order in orders:
             match order:
-                case StartStep(phase, argv):
-                    self._start_step(run, phase, argv)
+                case StartStep():
+                    self._start_step(run, order)
                 case KillStep():
                     if self._step is not None and self._step.run is run:
+                        self._step.pipes.drain()
                         self._kill(self._step.number, signal.SIGKILL, Scope.EVERYTHING)
                 case Report():
                     run.close_answer(order, files if order.status.ends_run else ())
@@ -294,8 +310,8 @@ class Runner:
     def _ended(self, run: LiveRun) -> None:
         if run.deadline is not None:
             run.deadline.cancel()
-        if run.watch is not None:
-            run.watch.cancel()
+        if self._step is not None and self._step.run is run:
+            self._step.close()
         if run is self._current:
             self._current = None
             self._begin_next()
@@ -313,79 +329,103 @@ class Runner:
 
     # --- steps --------------------------------------------------------------------------
 
-    def _start_step(self, run: LiveRun, phase: Phase, argv: tuple[str, ...]) -> None:
+    def _start_step(self, run: LiveRun, order: StartStep, *, is_repeated: bool = False) -> None:
         self._last_number += 1
+        has_input = order.phase is Phase.EXEC
         try:
-            pipes = StepPipes(self._loop, run.console.feed, with_stdin=phase is Phase.EXEC)
+            pipes = StepPipes(self._loop, run.console.feed, with_stdin=has_input)
         except OSError as exc:  # our descriptors ran out: not the program's fault
             self._later(self._fail_step(run, f"pipes: {exc}"))
             return
-        step = _Step(self._last_number, phase, pipes, run, time.time(), run.console.cut_chars)
-        self._step = step
+        step = _Step(self._last_number, order, pipes, run, run.console.cut_chars)
+        step.is_repeated = is_repeated
         program = ExecStep(
             number=step.number,
-            argv=argv,
+            argv=order.argv,
             env=self._environment,
             cwd=HOME,
             rlimits=self._rlimits,
-            tag=run.run_id.encode()[:128],
+            tag=run.run_id.encode("utf-8", "replace")[:128],
             stdio=pipes.stdio,
             held=pipes.held,
         )
         try:
             started = self._client.exec(program, lambda end: self._step_exited(step, end))
-        except (SandboxFault, ValueError) as exc:
+        except (SandboxFault, ValueError, OSError) as exc:
             pipes.close()
-            self._step = None
             self._later(self._fail_step(run, str(exc)))
             return
+        self._step = step
         pipes.started()
-        if phase is Phase.EXEC and run.typed:
-            pipes.write(bytes(run.typed))
-            run.typed.clear()
         started.add_done_callback(lambda f: self._step_started(step, f))
-        if run.is_watched:
-            self._watch(run)
+        if has_input:
+            number = step.number
+            step.watch = InputWatch(
+                self._loop, run, pipes, lambda: self._client.is_waiting(number), self._later
+            )
+            if run.typed:
+                pipes.write(bytes(run.typed))
+            if run.is_watched:
+                step.watch.look_soon()
 
     def _step_started(self, step: _Step, future: asyncio.Future[Started]) -> None:
-        if future.cancelled() or (error := future.exception()) is None:
+        if future.cancelled() or self._step is not step:
             return
-        if self._step is step:
-            step.pipes.close()
-            self._step = None
+        error = future.exception()
+        if error is None:
+            step.is_started = True
+            step.run.typed.clear()
+            return
+        step.close()
+        self._forget_step()
+        if step.run.is_ended:
+            self._begin_next()
+        elif _never_ran(error) and not step.is_repeated:
+            self._start_step(step.run, step.order, is_repeated=True)
+        else:
             self._later(self._fail_step(step.run, str(error)))
+
+    def _forget_step(self) -> None:
+        self._step = None
+        settled, self._settled = self._settled, []
+        for waiter in settled:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def _fail_step(self, run: LiveRun, reason: str) -> None:
         log.error("step.failed", run=run.run_id, reason=reason)
         self._advance(run, StepEnded(StepResult(Outcome.INFRASTRUCTURE, OUR_FAULT_EXIT)))
 
     def _step_exited(self, step: _Step, end: StepExit) -> None:
-        if self._step is not step:  # cancelled meanwhile
-            self._later(self._tidy(step.number))
+        if self._step is not step:
             return
-        step.pipes.drain()
-        step.pipes.close()
-        self._step = None
-        usage = _usage_of(end, step.run.console.cut_chars - step.cut_before)
+        run = step.run
+        step.close()
+        self._forget_step()
+        usage = _usage_of(end, run.console.cut_chars - step.cut_before)
         self.usage = self.usage.plus(usage)
         self.last_used = self._loop.time()
+        if run.is_ended:  # cancelled meanwhile
+            self._begin_next()
+            self._later(self._tidy(step.number))
+            return
         result = step_result(end.wait_status, usage)
-        log.debug("step.ended", run=step.run.run_id, phase=step.phase.value,
+        log.debug("step.ended", run=run.run_id, phase=step.order.phase.value,
                   outcome=result.outcome.value, exit_code=result.exit_code)  # fmt: skip
-        step.run.is_blocked = False
-        if step.phase is Phase.EXEC:
-            if run_deadline := step.run.deadline:
-                run_deadline.cancel()  # it ended in time; only our reading of files follows
-            self._later(self._end_exec(step, result))
+        following, _ = advance(run.state, StepEnded(result))
+        if following.stage is Stage.ENDED:
+            if run.deadline is not None:
+                run.deadline.cancel()  # it ended in time; only our reading of files follows
+            self._later(self._end_run(run, step.number, result))
         else:
-            self._advance(step.run, StepEnded(result))
+            self._advance(run, StepEnded(result))
             self._later(self._tidy(step.number))
 
-    async def _end_exec(self, step: _Step, result: StepResult) -> None:
-        """Report the end of exec with the files it made, then get ready for the next step."""
-        files = await changed_since(self._client, step.began_at)
-        self._advance(step.run, StepEnded(result), files)
-        await self._tidy(step.number)
+    async def _end_run(self, run: LiveRun, number: int, result: StepResult) -> None:
+        """Report the end of a run with the files it made, then get ready for the next step."""
+        files = await changed_since(self._client, run.began_at)
+        self._advance(run, StepEnded(result), files)
+        await self._tidy(number)
 
     async def _tidy(self, number: int) -> None:
         """Let init forget a step, and have the next standby made while nobody waits."""
@@ -397,57 +437,18 @@ class Runner:
             log.debug("step.untidy", reason=str(exc))
 
     def _kill(self, number: int, signum: int, scope: Scope) -> None:
-        future = self._client.kill(number, signum, scope)
-        future.add_done_callback(_ignore)  # ended before the signal came: nothing to do
+        with contextlib.suppress(SandboxFault):  # the whole sandbox is gone
+            future = self._client.kill(number, signum, scope)
+            future.add_done_callback(_ignore)  # ended before the signal came: nothing to do
+
+    def _watch_of(self, run: LiveRun) -> InputWatch | None:
+        step = self._step
+        return step.watch if step is not None and step.run is run else None
 
     def _later(self, coroutine: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    # --- waiting for input (R11) --------------------------------------------------------
-
-    def _watch(self, run: LiveRun) -> None:
-        if run.watch is None and not run.is_ended and not run.is_blocked:
-            run.watch = self._loop.call_later(FIRST_LOOK_S, self._look, run, FIRST_LOOK_S)
-
-    def _look(self, run: LiveRun, waited_s: float) -> None:
-        run.watch = None
-        step = self._step
-        if not run.is_watched or run.is_ended or run.is_blocked:
-            return
-        if step is None or step.run is not run or step.phase is not Phase.EXEC:
-            self._look_again(run, SECOND_LOOK_S)
-        elif not step.pipes.input_is_consumed:
-            run.blocked_since = None
-            self._look_again(run, SECOND_LOOK_S)
-        else:
-            self._later(self._ask_init(run, step, waited_s))
-
-    async def _ask_init(self, run: LiveRun, step: _Step, waited_s: float) -> None:
-        try:
-            is_waiting = await self._client.is_waiting(step.number)
-        except (SandboxFault, OSError):
-            return
-        if self._step is not step or run.is_ended or run.is_blocked:
-            return
-        if not is_waiting or not step.pipes.input_is_consumed:
-            run.blocked_since = None
-            self._look_again(run, min(max(waited_s * 2, SECOND_LOOK_S), SLOWEST_LOOK_S))
-        elif run.blocked_since is None:
-            run.blocked_since = self._loop.time()
-            self._look_again(run, SECOND_LOOK_S)
-        elif self._loop.time() - run.blocked_since < SECOND_LOOK_S * 0.9:
-            self._look_again(run, SECOND_LOOK_S)
-        else:
-            step.pipes.drain()  # whatever it printed before it fell asleep comes first
-            run.is_blocked = True
-            run.waits += 1
-            run.wake()
-
-    def _look_again(self, run: LiveRun, delay_s: float) -> None:
-        if run.watch is None:
-            run.watch = self._loop.call_later(delay_s, self._look, run, delay_s)
 
 
 def _usage_of(end: StepExit, cut_chars: int) -> Usage:
@@ -465,3 +466,8 @@ def _usage_of(end: StepExit, cut_chars: int) -> Usage:
 def _ignore(future: asyncio.Future[None]) -> None:
     if not future.cancelled():
         future.exception()
+
+
+def _never_ran(error: BaseException) -> bool:
+    """Whether a step may be repeated: its child died before it became the program."""
+    return isinstance(error, StepNotStarted) and error.step_phase is protocol.Phase.STANDBY
