@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import secrets
 import uuid
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 
 import structlog
 
@@ -20,6 +21,7 @@ from retort.errors import (
     InvalidRequest,
     QuotaExceeded,
     RetortError,
+    SandboxFault,
     SessionExists,
     SessionNotFound,
 )
@@ -52,6 +54,7 @@ class SessionService:
         self._live: dict[uuid.UUID, Session] = {}
         self._names: dict[tuple[str, str], uuid.UUID] = {}
         self._ready: dict[uuid.UUID, asyncio.Future[None]] = {}
+        self._starting: dict[uuid.UUID, asyncio.Task[Session]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- finding ------------------------------------------------------------------------
@@ -76,10 +79,10 @@ class SessionService:
     async def running(self, owner: KeyPair, ref: str) -> Session:
         """Find a session and wait until it runs (spec 7.4: calls that arrive meanwhile wait)."""
         session = self.find(owner, ref)
-        if session.status is SessionStatus.RUNNING:
-            return session
-        await self._wait_ready(session.id)
-        return self.find(owner, str(session.id))
+        while session.status is not SessionStatus.RUNNING:
+            await self._wait_ready(session.id)
+            session = self.find(owner, str(session.id))  # gone, renamed, or restarted once more
+        return session
 
     def owned_by(self, owner: KeyPair) -> list[Session]:
         """Give the owner's live sessions, oldest first."""
@@ -120,37 +123,47 @@ class SessionService:
             ImageNotFound: no such image.
             QuotaExceeded: the key has its number of sessions, or the slots exceed the server's.
             SandboxFault: the sandbox could not be made; the session is forgotten.
+            SessionNotFound: it was destroyed before it was ready.
         """
         image = self._catalogue.resolve(request.image)
-        existing = self._names.get((owner.access_key, request.name or ""))
-        if existing is not None:
-            return await self._reuse(self._live[existing], request, str(image.ref)), False
+        while (existing := self._names.get((owner.access_key, request.name or ""))) is not None:
+            if not request.reuse or self._live[existing].image != str(image.ref):
+                raise SessionExists(str(existing))
+            await self._wait_ready(existing)
+            if existing in self._live:
+                return self._live[existing], False
         if len(self.owned_by(owner)) >= owner.policy.max_sessions:
             raise QuotaExceeded(f"This key may have {owner.policy.max_sessions} live sessions")
         session = self._new(owner, request, str(image.ref))
-        node = await self._placement.place(session)
-        self._keep(session)
+        self._keep(session)  # before the first await: the next create of this name finds it
         self._ready[session.id] = asyncio.get_running_loop().create_future()
+        starting = self._starting[session.id] = asyncio.ensure_future(self._start(session))
         try:
+            return await starting, True
+        except asyncio.CancelledError:
+            if starting.cancelled() and session.id not in self._live and not _is_cancelled():
+                raise SessionNotFound("The session was destroyed before it was ready") from None
+            raise
+
+    async def _start(self, session: Session) -> Session:
+        is_recorded = False
+        try:
+            node = await self._placement.place(session)
             await self._store.add(session)
+            is_recorded = True
             await node.create(session)
+            if session.id not in self._live:
+                raise SandboxFault("create", "the sandbox ended while it was being made")
             session = self._move(session.id, SessionStatus.RUNNING)
             await self._store.update(session)
         except BaseException as exc:
-            self._failed(session, exc)
+            self._failed(session, exc, is_recorded=is_recorded)
             raise
         finally:
+            del self._starting[session.id]
             self._ready.pop(session.id).set_result(None)
         log.info("session.created", session=str(session.id), image=session.image)
-        return session, True
-
-    async def _reuse(self, session: Session, request: SessionRequest, image: str) -> Session:
-        if not request.reuse or session.image != image:
-            raise SessionExists(str(session.id))
-        await self._wait_ready(session.id)
-        if session.id not in self._live:
-            raise SessionExists(str(session.id))  # it failed to start just now; ask again
-        return self._live[session.id]
+        return session
 
     def _new(self, owner: KeyPair, request: SessionRequest, image: str) -> Session:
         now = self._clock.now()
@@ -180,14 +193,16 @@ class SessionService:
         )
         return session.moved(SessionStatus.PREPARING, now)
 
-    def _failed(self, session: Session, exc: BaseException) -> None:
+    def _failed(self, session: Session, exc: BaseException, *, is_recorded: bool) -> None:
         self._drop(session.id)
         if session.status is SessionStatus.RUNNING:  # only the record could not be written
             self._in_background(self._end_quietly(session.id))
-        ended = session.moved(SessionStatus.TERMINATING, self._clock.now(), "failed-to-start")
-        ended = ended.moved(SessionStatus.TERMINATED, self._clock.now())
-        log.error("session.failed", session=str(session.id), reason=str(exc))
-        self._in_background(self._record(ended))
+        if is_recorded:
+            self._in_background(self._record(self._ended(session, "failed-to-start")))
+        if isinstance(exc, asyncio.CancelledError):
+            log.info("session.cancelled", session=str(session.id))
+        else:
+            log.error("session.failed", session=str(session.id), reason=str(exc))
 
     # --- changing -----------------------------------------------------------------------
 
@@ -202,14 +217,18 @@ class SessionService:
             return
         if (owner.access_key, name) in self._names:
             raise InvalidRequest.field("name", "another live session has it")
-        del self._names[session.owner, session.name]
-        self._keep(dataclasses.replace(session, name=name))
+        self._rename(session.id, name)
         try:
             await self._store.update(self._live[session.id])
-        except Conflict as exc:
-            del self._names[session.owner, name]
-            self._keep(session)
-            raise InvalidRequest.field("name", "another live session has it") from exc
+        except BaseException as exc:
+            self._rename(session.id, session.name)
+            if isinstance(exc, Conflict):
+                raise InvalidRequest.field("name", "another live session has it") from exc
+            raise
+
+    def _rename(self, session_id: uuid.UUID, name: str) -> None:
+        if (session := self._drop(session_id)) is not None:
+            self._keep(dataclasses.replace(session, name=name))
 
     async def restart(self, owner: KeyPair, ref: str) -> None:
         """Kill everything in a session; files, environment and mounts stay (spec 7.4)."""
@@ -230,7 +249,9 @@ class SessionService:
 
     async def destroy(self, owner: KeyPair, ref: str, reason: str = "user-requested") -> Usage:
         """End a session: gone for every call at once, then nothing is left of it (spec 7.3)."""
-        session = await self.running(owner, ref)
+        session = self.find(owner, ref)
+        if session.id not in self._starting:  # what only starts is not waited for
+            session = await self.running(owner, ref)
         return await self._end(session.id, reason)
 
     async def end_all(self, reason: str) -> None:
@@ -257,6 +278,10 @@ class SessionService:
         session = self._drop(session_id)
         if session is None:
             raise SessionNotFound
+        if (starting := self._starting.get(session_id)) is not None:
+            starting.cancel()
+            await asyncio.wait((starting,))
+            return Usage()
         usage = await self._placement.node_of(session_id).destroy(session_id)
         ended = dataclasses.replace(self._ended(session, reason), usage=usage)
         await self._record(ended)
@@ -264,7 +289,8 @@ class SessionService:
         return usage
 
     async def _end_quietly(self, session_id: uuid.UUID) -> None:
-        await self._placement.node_of(session_id).destroy(session_id)
+        with contextlib.suppress(RetortError):  # the caller has been told of the first failure
+            await self._placement.node_of(session_id).destroy(session_id)
 
     def _ended(self, session: Session, reason: str) -> Session:
         now = self._clock.now()
@@ -301,10 +327,16 @@ class SessionService:
         if ready := self._ready.get(session_id):
             await asyncio.shield(ready)
 
-    def _in_background(self, coroutine: object) -> None:
-        task = asyncio.ensure_future(coroutine)  # type: ignore[call-overload]
+    def _in_background(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled the present task, not only what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _check_environ(items: Iterable[tuple[str, str]]) -> None:
