@@ -16,6 +16,7 @@ from retort.services.sessions import SessionService
 from retort.wire import runs as wire
 
 FIRST_MESSAGE_S = 30.0
+STOPPING_S = 2.0  # for the last message and the closing handshake
 MAX_MESSAGE_BYTES = 1024 * 1024  # of the client's: a request or one line of input
 
 
@@ -50,10 +51,7 @@ class StreamRoutes:
 
     async def close(self) -> None:
         """Tell every open stream that the server stops."""
-        for ws in list(self._open):
-            with contextlib.suppress(ConnectionError):
-                await ws.send_str(wire.stream_stopping().decode())
-            await ws.close(code=WSCloseCode.GOING_AWAY)
+        await asyncio.gather(*(_tell_stopping(ws) for ws in self._open))
 
     async def _serve(self, ws: web.WebSocketResponse, run: RunStream, call: Call) -> None:
         """Send answers and read input side by side; whoever ends first ends the other."""
@@ -74,6 +72,14 @@ class StreamRoutes:
         async for answer in run:
             for message in wire.stream_messages(answer, file_url=url):
                 await ws.send_str(message.decode())
+
+
+async def _tell_stopping(ws: web.WebSocketResponse) -> None:
+    """Say that the server stops, and close; a client that does not read is not waited for."""
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(STOPPING_S):
+            await ws.send_str(wire.stream_stopping().decode())
+            await ws.close(code=WSCloseCode.GOING_AWAY)
 
 
 async def _first_message(ws: web.WebSocketResponse) -> wire.RunRequest | None:
