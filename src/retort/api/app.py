@@ -14,9 +14,9 @@ import time
 from typing import Any
 
 import structlog
-from aiohttp import web
+from aiohttp import EMPTY_PAYLOAD, StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.web_protocol import RequestPayloadError
+from aiohttp.web_protocol import RequestPayloadError, _ErrInfo
 
 from retort.api.about import AboutRoutes
 from retort.api.auth import Authenticator
@@ -136,21 +136,19 @@ class Api:
         """Send an answer that came before its request's end, and read on for a while.
 
         Who sends everything before reading anything would find a broken connection in place of
-        the answer (spec 1). What comes after that while is not read, and the connection closed.
+        the answer (spec 1). What comes after that while is not read. The connection is closed in
+        any case: others, such as the reference client, stop sending once they have the answer and
+        go on with the connection, and their next request would be read as the rest of this body.
         """
-        length, limits = request.content_length, self._limits
         is_late = response.status == REQUEST_TIMEOUT  # such a body has had its time
-        is_long = length is not None and length > limits.drain_bytes
-        # Who waits for "100 Continue" may send the body after all, or the next request.
-        if not response.prepared and (is_late or is_long or "Expect" in request.headers):
-            response.force_close()
+        response.force_close()
         with contextlib.suppress(
             ConnectionError, TimeoutError, RequestPayloadError, HttpProcessingError
         ):
             await response.prepare(request)
             await response.write_eof()
-            left = 0 if is_late else limits.drain_bytes
-            async with asyncio.timeout(limits.grace_s):
+            left = 0 if is_late else self._limits.drain_bytes
+            async with asyncio.timeout(self._limits.grace_s):
                 while left > 0 and (chunk := await request.content.readany()):
                     left -= len(chunk)
 
@@ -256,6 +254,7 @@ class ProblemHandler(web.RequestHandler):
         super().__init__(*args, lingering_time=0.0, **kwargs)
         self._header_s = header_s
         self._header_timer: asyncio.TimerHandle | None = None
+        self._newest_body: StreamReader = EMPTY_PAYLOAD
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for a request."""
@@ -268,6 +267,20 @@ class ProblemHandler(web.RequestHandler):
         if self._header_timer is not None:
             self._header_timer.cancel()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; and tell who reads a body that no more of it will make sense.
+
+        aiohttp queues a broken chunk as the next request, and lets the reader of this one wait.
+        """
+        super().data_received(data)
+        if not self._messages:
+            return
+        message, body = self._messages[-1]
+        if not isinstance(message, _ErrInfo):
+            self._newest_body = body
+        elif not self._newest_body.is_eof():
+            self._newest_body.set_exception(RequestPayloadError("the body breaks off"))
 
     def _expect_request(self) -> None:
         if self._request_count == 0:  # aiohttp's count of requests whose headers were whole
