@@ -141,7 +141,7 @@ def test_shell_examples_parse(path: Path) -> None:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_curl_example_of_the_readme_runs(tmp_path: Path) -> None:
     blocks = shell_blocks(README)
-    source = next(block for block in blocks if "hello.c" in block).split("backend.ai")[0]
+    source = next(block for block in blocks if "cat > hello.c" in block).split("backend.ai")[0]
     calls = next(block for block in blocks if block.startswith("call()"))
     script = calls.replace("-sS", "-sS --fail-with-body")
     # Not below tmp_path: pytest names folders after tests, and a socket's path has 108 bytes.
