@@ -213,7 +213,7 @@ class Running:
 
 def open_descriptors(pid: int | str = "self") -> int:
     """Count the open descriptors of a process."""
-    return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208  pathlib opens more
+    return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208  iterdir opens more
 
 
 def signal_number(name: str) -> int:

@@ -1,4 +1,5 @@
 """The client against an init that lies: a scripted peer at the other end of the socket."""
+# ruff: noqa: ASYNC110  what is polled and read here is procfs and other processes
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """A server goes away, another comes: steps, exits and descriptors are still there."""
+# ruff: noqa: ASYNC110  what is polled and read here is procfs and other processes
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """PREPARE, and what happens when the child that it made is not there any more."""
+# ruff: noqa: ASYNC110, ASYNC240  what is polled and read here is procfs and other processes
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """WAITING: seen, not guessed."""
+# ruff: noqa: ASYNC110  what is polled and read here is procfs and other processes
 
 from __future__ import annotations
 

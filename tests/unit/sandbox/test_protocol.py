@@ -72,7 +72,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
     if compiler is None:
         pytest.skip("no C compiler")
     text = HEADER.read_text()
-    lines = [f'printf("{n} %lld\\n", (long long){n});' for n in re.findall(r"^\t(RETORT_\w+) =", text, re.M)]
+    lines = [
+        f'printf("{n} %lld\\n", (long long){n});'
+        for n in re.findall(r"^\t(RETORT_\w+) =", text, re.M)
+    ]
     lines += [
         f'printf("{n} %lld\\n", (long long){n});'
         for n in re.findall(r"^#define (RETORT_\w+) \d", text, re.M)
