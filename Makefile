@@ -41,8 +41,8 @@ serve: setup    ## run the server on 127.0.0.1:8090 until Ctrl-C
 demo: setup    ## build and run a small C project in a sandbox
 	scripts/demo
 
-fuzz: $(PACKAGES)    ## throw nonsense at retort-init
-	scripts/fuzz-init
+fuzz:    ## throw nonsense at retort-init for a minute; needs clang
+	scripts/fuzz-init $(F)
 
 clean:    ## remove all that these verbs made
 	rm -rf .venv .venv-client .venv-client-1 build dist src/retort/_bin \
