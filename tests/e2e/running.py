@@ -123,5 +123,5 @@ async def has_process(argument: str) -> bool:
 
 async def wait_for(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(20):
-        while not await condition():  # noqa: ASYNC110 - what is waited for is in the server
+        while not await condition():
             await asyncio.sleep(0.01)

@@ -83,6 +83,7 @@ class LocalNode:
         self._flush_s = flush_s
         self._on_lost = on_lost
         self._held: dict[uuid.UUID, _Held] = {}
+        self._clearing: set[asyncio.Task[None]] = set()  # what is left of lost sessions
 
     # --- sessions -----------------------------------------------------------------------
 
@@ -151,6 +152,7 @@ class LocalNode:
         for result in await asyncio.gather(*endings, return_exceptions=True):
             if isinstance(result, BaseException):
                 log.error("session.unended", reason=str(result))
+        await asyncio.gather(*self._clearing, return_exceptions=True)
         self._launcher.close()
 
     async def sweep_forever(self) -> None:
@@ -244,8 +246,16 @@ class LocalNode:
         reason = str(exc) if exc else "init ended"
         held.runner.broken(reason)
         del self._held[session_id]
-        task = asyncio.ensure_future(self._clear(held.sandbox, held.sandbox.folder, held.host_uid))
-        task.add_done_callback(lambda _: self._on_lost(session_id, reason))
+        self._on_lost(session_id, reason)  # at once: its name must not lead to a dead session
+        clearing = self._clear(held.sandbox, held.sandbox.folder, held.host_uid)
+        task = asyncio.ensure_future(clearing)
+        self._clearing.add(task)
+        task.add_done_callback(self._cleared)
+
+    def _cleared(self, task: asyncio.Task[None]) -> None:
+        self._clearing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("session.unended", reason=str(error))
 
     async def _clear(self, sandbox: Sandbox | None, folder: Path, host_uid: int | None) -> None:
         if sandbox is not None:
