@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from retort.core.files import Download, FileUpload, Listing
 from retort.core.keypair import KeyPair
 from retort.core.ports import Placement
-from retort.errors import PathNotFound, SessionNotFound
+from retort.errors import FileNotFound, PathNotFound, PathRefused, SessionNotFound
 from retort.services.sessions import SessionService
 
 OUTPUT_DIR = "/home/work/.output"
@@ -66,5 +66,5 @@ class FileService:
         try:
             node = self._placement.node_of(session_id)
             return await node.download_single(session_id, f"{OUTPUT_DIR}/{name}")
-        except SessionNotFound:
+        except (SessionNotFound, FileNotFound, PathRefused):
             raise PathNotFound from None
