@@ -8,12 +8,13 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-input
 C_SOURCES := $(shell find init -name '*.[ch]')
 SOURCES := $(C_SOURCES) pyproject.toml meson.build init/meson.build README.md LICENSE \
 	$(shell find src -type f -not -path '*/__pycache__/*' -not -path '*/_bin/*')
+SYSTEM := build/.system
 PACKAGES := .venv/.packages
 INIT := src/retort/_bin/retort-init
 RETORT := .venv/.retort
 CLIENTS := .venv-client/.packages .venv-client-1/.packages
 
-.PHONY: help setup check test bench docs serve demo fuzz clean system clients
+.PHONY: help setup check test bench docs serve demo fuzz clean clients
 
 help:    ## list these verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -49,15 +50,18 @@ clean:    ## remove all that these verbs made
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests bench -name __pycache__ -prune -exec rm -rf {} +
 
-system:
-	@PYTHON=$(PYTHON) scripts/system-packages
+# Looked for once; .ci/run always looks.
+$(SYSTEM): scripts/system-packages
+	PYTHON=$(PYTHON) scripts/system-packages
+	mkdir -p $(@D)
+	touch $@
 
-$(PACKAGES): requirements/dev.lock | system
+$(PACKAGES): requirements/dev.lock | $(SYSTEM)
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP_INSTALL) --require-hashes -r $<
 	touch $@
 
-$(INIT): $(C_SOURCES) scripts/build-init | system
+$(INIT): $(C_SOURCES) scripts/build-init | $(SYSTEM)
 	scripts/build-init
 
 # A wheel as users get it. ninja and meson are the environment's own.
@@ -68,8 +72,8 @@ $(RETORT): $(SOURCES) $(PACKAGES)
 
 clients: $(CLIENTS)
 
-.venv-client/.packages: requirements/client.lock scripts/client-environment | system
+.venv-client/.packages: requirements/client.lock scripts/client-environment | $(SYSTEM)
 	PYTHON=$(PYTHON) scripts/client-environment $(@D) $<
 
-.venv-client-1/.packages: requirements/client-1.lock scripts/client-environment | system
+.venv-client-1/.packages: requirements/client-1.lock scripts/client-environment | $(SYSTEM)
 	PYTHON=$(PYTHON) scripts/client-environment $(@D) $<
