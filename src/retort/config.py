@@ -90,11 +90,11 @@ class Http:
     upload_file_bytes: int = MIB
     #: Bytes of a refused body that are still read, so that the client gets to see the answer.
     drain_bytes: int = 64 * MIB
-    #: Seconds a request may take to send its headers.
+    #: Seconds until a connection must have sent its first headers; later ones, `keepalive_s`.
     header_s: float = 30.0
     #: Seconds before a body has to arrive at `body_min_rate_bytes_s`.
     body_grace_s: float = 30.0
-    #: Bytes per second; a body that is slower over its whole time is refused with 400.
+    #: Bytes per second; a body that is slower over its whole time is refused with 408.
     body_min_rate_bytes_s: int = 4 * KIB
     #: Seconds an idle connection stays open.
     keepalive_s: float = 75.0
