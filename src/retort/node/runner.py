@@ -374,7 +374,8 @@ class Runner:
         error = future.exception()
         if error is None:
             step.is_started = True
-            step.run.typed.clear()
+            if step.watch is not None:
+                step.run.typed.clear()  # it is in the pipe of this program, and stays there
             return
         step.close()
         self._forget_step()

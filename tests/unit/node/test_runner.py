@@ -1,0 +1,544 @@
+"""Runs of a session on a scripted init: every step starts and ends when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retort.core.image import Image, ImageKind, ImageRef
+from retort.core.run import Answer, Mode, RunRequest, Status
+from retort.errors import LimitExceeded, RunNotFound, SandboxFault
+from retort.node import runner as module
+from retort.node.runner import Runner, RunSettings
+from retort.node.watched_run import WatchedRun
+from retort.sandbox.init import ExecStep, Started, StepExit, StepNotStarted, StepUsage
+from retort.sandbox.protocol import Phase, Scope
+
+SOON = 0.02  # seconds that a call waits when it shall find nothing
+
+
+class ScriptedStep:
+    """A step that has been asked for."""
+
+    def __init__(self, program: ExecStep, on_exit: Callable[[StepExit], None]) -> None:
+        self.number = program.number
+        self.argv = program.argv
+        self.stdin, self.stdout, self.stderr = (os.dup(end) for end in program.stdio)
+        self.future: asyncio.Future[Started] = asyncio.get_running_loop().create_future()
+        self._on_exit = on_exit
+        self.is_over = False
+
+    def start(self) -> None:
+        self.future.set_result(Started(self.number, 2))
+
+    def refuse(self, phase: Phase, error: int = errno.ENOENT) -> None:
+        self.future.set_exception(StepNotStarted(phase, error))
+        self.close()
+
+    def print(self, text: str) -> None:
+        os.write(self.stdout, text.encode())
+
+    async def end(self, code: int = 0) -> None:
+        if not self.future.done():
+            self.start()
+        await settle()
+        self.close()
+        usage = StepUsage(1000, 2000, 64, 0, 0, 0, 0, 0, 0)
+        self._on_exit(StepExit(self.number, code << 8, usage, 0, 10))
+        await settle()
+
+    def close(self) -> None:
+        if not self.is_over:
+            self.is_over = True
+            for end in (self.stdin, self.stdout, self.stderr):
+                os.close(end)
+
+
+class ScriptedInit:
+    """As much of `InitClient` as a runner uses."""
+
+    def __init__(self) -> None:
+        self.steps: list[ScriptedStep] = []
+        self.kills: list[tuple[int, int, Scope]] = []
+        self.released: list[int] = []
+        self.failure: Exception | None = None
+        self.is_reading = False
+
+    def exec(
+        self, program: ExecStep, on_exit: Callable[[StepExit], None]
+    ) -> asyncio.Future[Started]:
+        if self.failure is not None:
+            raise self.failure
+        self.steps.append(ScriptedStep(program, on_exit))
+        return self.steps[-1].future
+
+    def kill(self, number: int, signal: int, scope: Scope) -> asyncio.Future[None]:
+        if self.failure is not None:
+            raise self.failure
+        self.kills.append((number, signal, scope))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_exception(ProcessLookupError())
+        return done
+
+    async def release(self, number: int) -> None:
+        self.released.append(number)
+
+    async def prepare(self) -> Any:
+        raise OSError(errno.EBUSY, "no standby in this script")
+
+    async def is_waiting(self, number: int) -> bool:
+        return self.is_reading
+
+    async def open(self, path: bytes, flags: int) -> int:
+        raise self.failure or FileNotFoundError(path)
+
+
+async def settle() -> None:
+    """Let everything happen that needs no time."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def init() -> AsyncIterator[ScriptedInit]:
+    made = ScriptedInit()
+    yield made
+    for step in made.steps:
+        step.close()
+
+
+@pytest.fixture
+async def runner(init: ScriptedInit) -> AsyncIterator[Runner]:
+    made = make(init)
+    yield made
+    made.broken("the test is over")
+
+
+def make(init: ScriptedInit, **settings: Any) -> Runner:
+    image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
+    return Runner(init, image, {}, (), RunSettings(**settings))  # type: ignore[arg-type]
+
+
+def batch(run_id: str = "r", *, command: str | None = "x", **more: Any) -> RunRequest:
+    return RunRequest(Mode.BATCH, run_id=run_id, exec=command, **more)
+
+
+def going_on(run_id: str = "r") -> RunRequest:
+    return RunRequest(Mode.CONTINUE, run_id=run_id)
+
+
+def typing(text: str, run_id: str = "r") -> RunRequest:
+    return RunRequest(Mode.INPUT, text, run_id=run_id)
+
+
+async def begun(runner: Runner, run_id: str = "r") -> None:
+    """Start a run and take its `build-finished`."""
+    answer = await runner.execute(batch(run_id), SOON)
+    assert answer.status is Status.BUILD_FINISHED
+
+
+# --- starting -----------------------------------------------------------------------------------
+
+
+async def test_a_program_is_asked_for_before_the_first_wait(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    runner.open(batch())
+    assert [step.argv for step in init.steps] == [("/bin/bash", "-c", "x")]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [SandboxFault("init", "gone"), ValueError("too long"), OSError(errno.ENOBUFS, "no room")],
+)
+async def test_a_step_that_cannot_be_sent_ends_its_run_as_our_failure(
+    runner: Runner, init: ScriptedInit, failure: Exception
+) -> None:
+    init.failure = failure
+    runner.open(batch())
+    await settle()
+    answers = [await runner.execute(going_on(), SOON) for _ in range(2)]
+    assert [a.status for a in answers] == [Status.BUILD_FINISHED, Status.FINISHED]
+    assert answers[-1].exit_code == -1
+    assert not runner.is_busy
+
+
+async def test_without_descriptors_a_run_ends_as_our_failure(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(module, "StepPipes", refuse)
+    await begun(runner)
+    await settle()
+    assert (await runner.execute(going_on(), SOON)).exit_code == -1
+
+
+async def test_a_step_whose_child_died_first_is_repeated_once_with_its_input(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner)
+    runner.open(typing("early"))
+    init.steps[0].refuse(Phase.STANDBY)
+    await settle()
+    assert len(init.steps) == 2
+    assert os.read(init.steps[1].stdin, 100) == b"early\n"
+    init.steps[1].refuse(Phase.STANDBY)
+    await settle()
+    assert len(init.steps) == 2
+    assert (await runner.execute(going_on(), SOON)).exit_code == -1
+
+
+async def test_a_program_that_cannot_be_executed_is_our_failure(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner)
+    init.steps[0].refuse(Phase.EXEC)
+    await settle()
+    assert (await runner.execute(going_on(), SOON)).exit_code == -1
+    assert len(init.steps) == 1
+
+
+# --- one after the other ------------------------------------------------------------------------
+
+
+async def test_the_next_run_begins_when_the_last_has_ended(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner, "a")
+    assert (await runner.execute(batch("b"), SOON)).status is Status.CONTINUED
+    assert len(init.steps) == 1
+    await init.steps[0].end()
+    assert len(init.steps) == 2
+
+
+async def test_an_abandoned_program_is_dead_before_the_next_run_begins(
+    runner: Runner, init: ScriptedInit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ABANDON_S", 0.01)
+    run = runner.open(batch("a"))
+    runner.open(batch("b"))
+    runner.abandon(run)
+    assert init.kills == [(1, 2, Scope.GROUP)]
+    await asyncio.wait_for(_until(lambda: len(init.kills) == 2), 5)
+    assert init.kills[1] == (1, 9, Scope.EVERYTHING)
+    await settle()
+    assert len(init.steps) == 1, "init would refuse it while the first one dies"
+    await init.steps[0].end(137)
+    assert len(init.steps) == 2
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        for _ in iter(condition, True):
+            await asyncio.sleep(0.001)
+
+
+async def test_an_abandoned_run_starts_no_further_step(runner: Runner, init: ScriptedInit) -> None:
+    run = runner.open(batch(build="b", command="e"))
+    runner.abandon(run)
+    await init.steps[0].end(0)
+    assert len(init.steps) == 1
+    assert not runner.is_busy
+
+
+async def test_a_time_limit_does_not_prolong_an_abandoned_program(
+    init: ScriptedInit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ABANDON_S", 0.01)
+    runner = make(init, wall_s=3600.0)
+    runner.abandon(runner.open(batch()))
+    await asyncio.wait_for(_until(lambda: (1, 9, Scope.EVERYTHING) in init.kills), 5)
+    await init.steps[0].end(137)
+
+
+async def test_a_cancelled_session_ends_all_runs_and_settles_when_the_program_is_dead(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner, "a")
+    runner.open(batch("b"))
+    init.steps[0].print("last words")
+    runner.cancel_all()
+    ends = [await runner.execute(going_on(run_id), SOON) for run_id in ("a", "b")]
+    assert [(a.exit_code, a.is_cancelled) for a in ends] == [(130, True)] * 2
+    assert ends[0].console == (("stdout", "last words"),)
+    waiting = asyncio.ensure_future(runner.settled())
+    await settle()
+    assert not waiting.done()
+    await init.steps[0].end(137)
+    await asyncio.wait_for(waiting, 5)
+    await begun(runner, "c")
+    assert len(init.steps) == 2
+
+
+async def test_a_lost_init_ends_the_running_program_as_our_failure(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner, "a")
+    runner.open(batch("b"))
+    runner.broken("killed")
+    ends = [await runner.execute(going_on(run_id), SOON) for run_id in ("a", "b")]
+    assert [a.exit_code for a in ends] == [-1, 130]
+    await asyncio.wait_for(runner.settled(), 5)
+
+
+async def test_a_kill_that_cannot_be_sent_does_not_stop_the_end(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner)
+    init.failure = SandboxFault("init", "gone")
+    runner.interrupt()
+    runner.cancel_all()
+    assert (await runner.execute(going_on(), SOON)).exit_code == 130
+
+
+async def test_a_lost_connection_while_files_are_looked_for_still_ends_the_run(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner)
+    init.failure = SandboxFault("init", "gone")
+    await init.steps[0].end(4)
+    assert (await runner.execute(going_on(), SOON)).exit_code == 4
+
+
+async def test_the_time_limit_counts_from_the_beginning_and_kills(init: ScriptedInit) -> None:
+    runner = make(init, wall_s=0.02)
+    await begun(runner)
+    await asyncio.wait_for(_until(lambda: bool(init.kills)), 5)
+    await init.steps[0].end(137)
+    answer = await runner.execute(going_on(), SOON)
+    assert (answer.status, answer.exit_code) == (Status.EXEC_TIMEOUT, None)
+    with pytest.raises(RunNotFound):
+        await runner.execute(going_on(), SOON)
+
+
+async def test_usage_adds_up_over_steps(runner: Runner, init: ScriptedInit) -> None:
+    runner.open(batch(build="b"))
+    await init.steps[0].end()
+    await init.steps[1].end()
+    assert (runner.usage.user_us, runner.usage.max_rss_bytes) == (2000, 65536)
+    assert init.released == [1, 2]
+
+
+# --- callers ------------------------------------------------------------------------------------
+
+
+async def test_of_two_callers_the_newer_one_gets_the_answer(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner)
+    older = asyncio.ensure_future(runner.execute(going_on(), 5))
+    await settle()
+    newer = asyncio.ensure_future(runner.execute(going_on(), 5))
+    await settle()
+    await init.steps[0].end(3)
+    assert (await newer).exit_code == 3
+    with pytest.raises(RunNotFound):
+        await older
+
+
+async def test_an_older_caller_takes_no_output_from_a_newer_one(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner)
+    older = asyncio.ensure_future(runner.execute(going_on(), SOON))
+    await settle()
+    newer = asyncio.ensure_future(runner.execute(going_on(), 5 * SOON))
+    init.steps[0].print("out")
+    assert (await older).console == ()
+    assert (await newer).console == (("stdout", "out"),)
+
+
+async def test_an_end_that_was_not_written_is_the_next_answer_again(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner)
+    await init.steps[0].end(3)
+    answer = await runner.execute(going_on(), SOON)
+    runner.undeliver(answer)
+    assert await runner.execute(going_on(), SOON) == answer
+    with pytest.raises(RunNotFound):
+        await runner.execute(going_on(), SOON)
+
+
+async def test_an_old_end_is_not_put_into_a_new_run_of_the_same_name(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner)
+    await init.steps[0].end(3)
+    old = await runner.execute(going_on(), SOON)
+    await begun(runner)
+    runner.undeliver(old)
+    assert (await runner.execute(going_on(), SOON)).status is Status.CONTINUED
+
+
+async def test_an_answer_of_an_unknown_run_is_nobodys(runner: Runner) -> None:
+    runner.undeliver(Answer("nobody", Status.FINISHED, 0))
+    runner.undeliver(Answer("nobody", Status.CONTINUED))
+    with pytest.raises(RunNotFound):
+        runner.open(going_on("nobody"))
+
+
+async def test_output_that_was_not_written_comes_before_what_follows(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner)
+    init.steps[0].print("one ")
+    first = await runner.execute(going_on(), SOON)
+    await init.steps[0].end(0)
+    runner.undeliver(first)
+    answers = [await runner.execute(going_on(), SOON) for _ in range(2)]
+    assert [a.status for a in answers] == [Status.CONTINUED, Status.FINISHED]
+    assert answers[0].console == (("stdout", "one "),)
+
+
+async def test_too_many_waiting_runs_are_refused(init: ScriptedInit) -> None:
+    runner = make(init, max_queued=2)
+    for run_id in "abc":
+        runner.open(batch(run_id))
+    with pytest.raises(LimitExceeded):
+        runner.open(batch("d"))
+    runner.open(batch("b"))  # the same run, not one more
+    runner.broken("over")
+
+
+async def test_ended_runs_are_forgotten_and_others_are_not(init: ScriptedInit) -> None:
+    runner = make(init, forget_s=-1.0)
+    await begun(runner, "a")
+    await init.steps[0].end()
+    await begun(runner, "b")
+    runner.forget_old()
+    with pytest.raises(RunNotFound):
+        runner.open(going_on("a"))
+    assert runner.open(going_on("b")).run_id == "b"
+    runner.broken("over")
+
+
+async def test_only_so_many_ended_runs_are_kept(init: ScriptedInit) -> None:
+    runner = make(init, max_kept=2)
+    for run_id in "abc":
+        runner.open(batch(run_id, command=None))
+    with pytest.raises(RunNotFound):
+        runner.open(going_on("a"))
+    assert runner.open(going_on("b")).is_ended
+
+
+# --- input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_a_wait_is_told_after_two_looks_and_ends_with_input(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner)
+    init.steps[0].start()
+    init.is_reading = True
+    init.steps[0].print("? ")
+    answer = await runner.execute(going_on(), 5)
+    assert (answer.status, answer.console) == (Status.WAITING_INPUT, (("stdout", "? "),))
+    init.is_reading = False
+    assert (await runner.execute(typing("a"), SOON)).status is Status.CONTINUED
+    assert os.read(init.steps[0].stdin, 10) == b"a\n"
+
+
+@pytest.mark.slow
+async def test_a_wait_that_is_over_without_input_is_not_told_again(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner)
+    init.is_reading = True
+    assert (await runner.execute(going_on(), 5)).status is Status.WAITING_INPUT
+    assert (await runner.execute(going_on(), 5)).status is Status.WAITING_INPUT
+    init.is_reading = False
+    assert (await runner.execute(going_on(), SOON)).status is Status.CONTINUED
+
+
+async def test_unread_input_means_that_the_program_does_not_wait(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner)
+    runner.open(typing("early"))
+    init.is_reading = True
+    assert (await runner.execute(going_on(), 0.2)).status is Status.CONTINUED
+
+
+async def test_input_for_a_build_waits_for_exec(runner: Runner, init: ScriptedInit) -> None:
+    runner.open(batch(build="b"))
+    runner.open(typing("early"))
+    await init.steps[0].end()
+    assert os.read(init.steps[1].stdin, 10) == b"early\n"
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+async def test_input_beyond_its_limit_is_refused(init: ScriptedInit, is_started: bool) -> None:
+    runner = make(init, input_bytes=100_000)
+    runner.open(batch())
+    if is_started:
+        init.steps[0].start()
+        await settle()
+    runner.open(typing("x" * 90_000))
+    if is_started:  # a pipe took 64 KiB of it
+        runner.open(typing("x" * 60_000))
+    with pytest.raises(LimitExceeded):
+        runner.open(typing("x" * 60_000))
+    runner.broken("over")
+
+
+# --- streams ------------------------------------------------------------------------------------
+
+
+async def test_a_stream_gives_all_answers_and_ends(runner: Runner, init: ScriptedInit) -> None:
+    watched = WatchedRun(uuid.uuid4(), runner, batch(has_clean=True), flush_s=0.005)
+    seen: list[Answer] = []
+
+    async def watch() -> None:
+        async for answer in watched:
+            seen.append(answer)
+
+    watching = asyncio.ensure_future(watch())
+    init.steps[0].print("one")
+    await asyncio.wait_for(_until(lambda: len(seen) == 3), 5)
+    await init.steps[0].end(3)
+    await asyncio.wait_for(watching, 5)
+    assert [(a.status.value, a.exit_code) for a in seen] == [
+        ("clean-finished", 0), ("build-finished", 0), ("continued", None), ("finished", 3),
+    ]  # fmt: skip
+    assert watched.run_id == "r"
+
+
+# --- nothing is left ----------------------------------------------------------------------------
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_no_descriptor_is_left_whatever_way_runs_end(init: ScriptedInit) -> None:
+    runner = make(init)
+    before = open_descriptors()
+    for number in range(12):
+        run = runner.open(batch(str(number), build="b"))
+        step = init.steps[-1]
+        match number % 4:
+            case 0:
+                await step.end(1)
+            case 1:
+                runner.cancel_all()
+                await step.end(137)
+            case 2:
+                runner.abandon(run)
+                await step.end(130)
+            case _:
+                step.refuse(Phase.EXEC)
+                await settle()
+        assert not runner.is_busy
+    assert open_descriptors() == before
+    assert not runner._tasks
