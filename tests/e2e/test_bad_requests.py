@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import uuid
 from collections.abc import Iterator
@@ -376,6 +377,22 @@ async def test_a_destroyed_session_is_not_found_again(
     check_problem(
         await ask(api, "DELETE", f"/session/{name}"), 404, "object-not-found", thing="session"
     )
+
+
+@pytest.mark.slow
+async def test_a_call_whose_session_is_destroyed_meanwhile_does_not_find_it(
+    server: Server, api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    before = complaints(server)
+    for _ in range(5):
+        name = await new_session("python")
+        async with asyncio.TaskGroup() as group:
+            listings = [
+                group.create_task(ask(api, "GET", f"/session/{name}/files")) for _ in range(40)
+            ]
+            group.create_task(ask(api, "DELETE", f"/session/{name}"))
+        assert {task.result().status for task in listings} <= {200, 404}
+    assert complaints(server) == before
 
 
 async def test_a_stream_without_an_upgrade_is_a_bad_request(

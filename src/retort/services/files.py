@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from retort.core.files import Download, FileUpload, Listing
 from retort.core.keypair import KeyPair
 from retort.core.ports import Placement
-from retort.errors import FileNotFound, PathNotFound, PathRefused, SessionNotFound
+from retort.core.session import Session
+from retort.errors import (
+    FileNotFound,
+    PathNotFound,
+    PathRefused,
+    SandboxFault,
+    SessionNotFound,
+)
 from retort.services.sessions import SessionService
 
 OUTPUT_DIR = "/home/work/.output"
@@ -31,22 +39,35 @@ class FileService:
     async def upload(self, owner: KeyPair, ref: str, files: AsyncIterator[FileUpload]) -> None:
         """Store files, all or none (spec 6.1); see `ports.Node.upload`."""
         session = await self._sessions.running(owner, ref)
-        await self._placement.node_of(session.id).upload(session.id, files)
+        with self._ending(owner, session):
+            await self._placement.node_of(session.id).upload(session.id, files)
 
     async def listing(self, owner: KeyPair, ref: str, path: str) -> Listing:
         """List a folder (spec 6.3)."""
         session = await self._sessions.running(owner, ref)
-        return await self._placement.node_of(session.id).listing(session.id, path)
+        with self._ending(owner, session):
+            return await self._placement.node_of(session.id).listing(session.id, path)
 
     async def download(self, owner: KeyPair, ref: str, paths: Sequence[str]) -> list[Download]:
         """Open files and folders as tar streams (spec 6.4)."""
         session = await self._sessions.running(owner, ref)
-        return await self._placement.node_of(session.id).download(session.id, paths)
+        with self._ending(owner, session):
+            return await self._placement.node_of(session.id).download(session.id, paths)
 
     async def download_single(self, owner: KeyPair, ref: str, path: str) -> Download:
         """Open one regular file (spec 6.5)."""
         session = await self._sessions.running(owner, ref)
-        return await self._placement.node_of(session.id).download_single(session.id, path)
+        with self._ending(owner, session):
+            return await self._placement.node_of(session.id).download_single(session.id, path)
+
+    @contextlib.contextmanager
+    def _ending(self, owner: KeyPair, session: Session) -> Iterator[None]:
+        """Say that a session is gone when it was destroyed during a call on it."""
+        try:
+            yield
+        except SandboxFault:
+            self._sessions.find(owner, str(session.id))  # raises SessionNotFound
+            raise
 
     def output_token(self, session_id: uuid.UUID, name: str) -> str:
         """Make the unguessable part of a result file's address (spec 5.4)."""
