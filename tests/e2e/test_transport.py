@@ -405,6 +405,28 @@ async def test_broken_chunks_are_a_bad_request(server: Server, session: str, chu
     assert complaints(server) == before
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("Upgrade: \xff",),
+        ("Upgrade: websocket", "Connection: \xff"),
+        ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: \xff"),
+        (
+            *("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"),
+            "Sec-WebSocket-Key: \xff",
+        ),
+    ],
+)
+async def test_a_handshake_of_stray_bytes_is_a_bad_request(
+    server: Server, session: str, more: tuple[str, ...]
+) -> None:
+    before = complaints(server)
+    async with connection(server) as wire:
+        await wire.send(head(server, "GET", f"/stream/session/{session}/execute", *more))
+        check_problem(await wire.answer(), 400, "generic-bad-request")
+    assert complaints(server) == before
+
+
 async def test_a_client_that_leaves_is_nobodys_failure(server: Server, session: str) -> None:
     before = complaints(server)
     for path in (f"/session/{session}", f"/session/{session}/upload", "/nothing"):

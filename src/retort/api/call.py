@@ -96,9 +96,16 @@ class Call:
         return self.captured[0]
 
     async def prepare(self, response: web.StreamResponse) -> None:
-        """Send a response's headers now; for handlers that write by themselves."""
+        """Send a response's headers now; for handlers that write by themselves.
+
+        Raises:
+            BadHttp: a WebSocket's handshake has a header that no text can repeat.
+        """
         response.headers.update(self.headers)
-        await response.prepare(self.request)
+        try:
+            await response.prepare(self.request)
+        except ValueError as exc:  # aiohttp, while it words or decodes what is wrong
+            raise BadHttp("The WebSocket handshake cannot be read") from exc
 
     async def body(self) -> bytes:
         """Read the body whole.
