@@ -83,6 +83,7 @@ class _Step:
     watch: InputWatch | None = None  # of exec, which alone has input
     is_started: bool = False
     is_repeated: bool = False
+    is_interrupted: bool = False
 
     def close(self) -> None:
         """Take what was printed so far, and no more."""
@@ -221,6 +222,7 @@ class Runner:
     def interrupt(self) -> None:
         """Send SIGINT to the process group of the running program (spec 7.6)."""
         if self._step is not None:
+            self._step.is_interrupted = True
             self._kill(self._step.number, signal.SIGINT, Scope.GROUP)
 
     def cancel_all(self) -> None:
@@ -381,6 +383,8 @@ class Runner:
         self._forget_step()
         if step.run.is_ended:
             self._begin_next()
+        elif _never_ran(error) and step.is_interrupted:  # by that; its program shall not run now
+            self._advance(step.run, StepEnded(step_result(signal.SIGINT, Usage())))
         elif _never_ran(error) and not step.is_repeated:
             self._start_step(step.run, step.order, is_repeated=True)
         else:

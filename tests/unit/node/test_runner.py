@@ -197,6 +197,18 @@ async def test_a_step_whose_child_died_first_is_repeated_once_with_its_input(
     assert (await runner.execute(going_on(), SOON)).exit_code == -1
 
 
+async def test_an_interrupt_before_the_program_began_ends_its_step_and_does_not_repeat_it(
+    runner: Runner, init: ScriptedInit
+) -> None:
+    await begun(runner)
+    runner.interrupt()
+    init.steps[0].refuse(Phase.STANDBY)
+    await settle()
+    assert len(init.steps) == 1
+    answer = await runner.execute(going_on(), SOON)
+    assert (answer.status, answer.exit_code) == (Status.FINISHED, 130)
+
+
 async def test_a_program_that_cannot_be_executed_is_our_failure(
     runner: Runner, init: ScriptedInit
 ) -> None:
