@@ -82,9 +82,10 @@ async def files(destination):
 async def leave_early():
     """Go away in the middle of a run, then see what became of its program."""
     async with computing("bash") as session:
-        async with session.stream_execute("", mode="batch", opts={"exec": "sleep 1001"}) as socket:
+        options = {"exec": "echo ready; sleep 1001"}
+        async with session.stream_execute("", mode="batch", opts=options) as socket:
             async for message in socket:
-                if json.loads(message.data)["status"] == "build-finished":
+                if json.loads(message.data)["console"]:
                     break
         # The next run waits its turn until the forgotten one is gone.
         return await polled(session, exec="cat /proc/[0-9]*/comm 2>/dev/null | grep -c sleep")
