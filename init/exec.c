@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -163,13 +164,26 @@ void standby_lost(struct standby *standby)
 	standby->pid = 0;
 }
 
-void standby_discard(struct standby *standby)
+static void standby_end(struct standby *standby)
 {
 	/* Not reaped yet, so the number is still its own. */
 	if (standby->pid)
 		process_signal(standby->pid, SIGKILL);
 	standby_lost(standby);
+}
+
+void standby_discard(struct standby *standby)
+{
+	standby_end(standby);
 	close_descriptor(&standby->cgroup);
+}
+
+/* Whether somebody killed it and its SIGCHLD is still to come. */
+static bool is_standby_dead(const struct standby *standby)
+{
+	struct pollfd polled = { .fd = standby->sock };
+
+	return standby->pid && poll(&polled, 1, 0) > 0;
 }
 
 int standby_make(struct init *in, int cgroup)
@@ -217,6 +231,8 @@ void handle_prepare(struct init *in, const struct retort_prepare *msg, struct de
 	}
 	if (fds->count)
 		standby_discard(standby);
+	else if (is_standby_dead(standby))
+		standby_end(standby);
 	if (!standby->pid)
 		error = standby_make(in, fds->count ? take_descriptor(fds, 0) : standby->cgroup);
 	if (error) {
@@ -304,9 +320,11 @@ static int give_to_standby(struct init *in, const struct exec_request *exec, siz
 		return ESRCH;
 	if (standby->pid) {
 		error = send_exec(standby, exec->head, length, fds);
-		if (!error || wanted)
+		if (!error)
+			return 0;
+		standby_end(standby);
+		if (wanted)
 			return error;
-		standby_lost(standby);
 	}
 	*phase = RETORT_PHASE_FORK;
 	error = standby_make(in, standby->cgroup);

@@ -200,6 +200,7 @@ struct init {
 	bool has_openat2;
 	bool is_greeted;		/* the peer said HELLO */
 	bool is_blocked;		/* the peer's buffer is full */
+	bool is_accept_paused;		/* out of descriptors or memory: try again later */
 	bool is_childless;		/* the last wait found no child */
 	struct filter filter;
 	struct rlimit descriptor_limit;	/* as found, for programs; init's own is raised */

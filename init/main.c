@@ -110,7 +110,7 @@ static void keep_descriptors(int listener)
 	if (listener > 3)
 		syscall(SYS_close_range, 3, listener - 1, 0);
 	close_all_from(listener + 1);
-	if (fcntl(listener, F_SETFD, FD_CLOEXEC) < 0)
+	if (fcntl(listener, F_SETFD, FD_CLOEXEC) < 0 || fcntl(listener, F_SETFL, O_NONBLOCK) < 0)
 		die("listening socket", errno);
 }
 
@@ -171,6 +171,8 @@ static struct init *start(const struct options *options)
 
 /* ---- loop ---- */
 
+#define ACCEPT_PAUSE_MS 100
+
 struct watch {
 	struct pollfd polled[2 + RETORT_STEPS_MAX];
 	struct step *starting[RETORT_STEPS_MAX];
@@ -180,10 +182,11 @@ struct watch {
 static void watch_all(struct init *in, struct watch *watch)
 {
 	const bool has_peer = in->peer >= 0;
+	const int listener = in->is_accept_paused ? -1 : in->listener;
 
 	watch->polled[0] = (struct pollfd){ .fd = in->signals, .events = POLLIN };
 	watch->polled[1] = (struct pollfd){
-		.fd = has_peer ? in->peer : in->listener,
+		.fd = has_peer ? in->peer : listener,
 		.events = server_is_idle(in) ? POLLIN : POLLOUT,
 	};
 	watch->count = 2;
@@ -212,7 +215,11 @@ static void turn(struct init *in)
 	struct watch watch;
 
 	watch_all(in, &watch);
-	int ready = poll(watch.polled, watch.count, ending_poll_ms(in));
+	int timeout_ms = ending_poll_ms(in);
+	if (in->is_accept_paused && timeout_ms < 0)
+		timeout_ms = ACCEPT_PAUSE_MS;
+	in->is_accept_paused = false;
+	int ready = poll(watch.polled, watch.count, timeout_ms);
 	if (ready < 0 && errno != EINTR)
 		die("poll", errno);
 	/* Starts before ends: a child that exec'd and exited already is seen to have started. */

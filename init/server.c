@@ -193,6 +193,8 @@ void server_lost(struct init *in)
 void server_accept(struct init *in)
 {
 	in->peer = accept4(in->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	/* The connection stays in the queue, so without a pause poll would spin. */
+	in->is_accept_paused = in->peer < 0 && errno != EINTR;
 }
 
 static void handle_hello(struct init *in, const struct retort_hello *msg)

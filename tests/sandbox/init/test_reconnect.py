@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 from tests.sandbox.init.box import DEADLINE_S, Box
@@ -273,3 +275,26 @@ async def test_client_learns_that_init_died(box: Box) -> None:
     running.close()
     box.process.wait()
     box.process.poll = lambda: None  # type: ignore[method-assign]  # expected here
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bare"], indirect=True)
+async def test_init_without_descriptors_waits_and_does_not_spin(box: Box) -> None:
+    (await box.connect()).close()
+    pid = box.process.pid
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
+
+    def cpu_ticks() -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = cpu_ticks()
+    connecting = asyncio.ensure_future(box.connect())
+    await asyncio.sleep(0.3)
+    assert not connecting.done()
+    assert cpu_ticks() - before <= 3  # of 30
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+    client = await connecting
+    assert await client.steps() == []
+    client.close()

@@ -99,6 +99,7 @@ async def test_control_socket_is_out_of_reach(box: Box, client: InitClient) -> N
 
 
 async def test_init_has_only_the_descriptors_it_needs(box: Box, client: InitClient) -> None:
+    await client.steps()  # init has let go of what it answered before
     links = sorted(Path(f"/proc/{box.pid(client)}/fd").iterdir(), key=lambda link: int(link.name))
     kinds = [str(link.readlink()).split(":")[0] for link in links]
     # standard streams, then signalfd, home, listener and the connection in some order
