@@ -193,6 +193,9 @@ async def _supervised(job: _Job) -> int:
     except (asyncio.CancelledError, RetortError, OSError):
         if not caught:
             raise
+    finally:
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.remove_signal_handler(signum)
     return 128 + caught[0] if caught else code
 
 

@@ -17,6 +17,7 @@ from retort.config import load
 from retort.wiring.server import running_server
 
 SECTIONS = ("RETORT_SANDBOX_", "RETORT_RUNS_")  # of the environment; the rest is the real server's
+PLACE_BYTES = 30  # a session's socket must fit into the 107 of an address (unix(7))
 UPLOAD_BYTES = 64 * 1024 * 1024  # of a file: it comes from this very user
 
 
@@ -65,7 +66,7 @@ def _make_folder() -> Path:
     """
     mode = 0o711 if os.geteuid() == 0 else 0o700
     places = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"), Path("/run")]  # noqa: S108 mkdtemp is safe there
-    place = next((place for place in places if _is_fit(place)), places[0])
+    place = next((place for place in places if _is_fit(place)), places[1])
     folder = Path(tempfile.mkdtemp(prefix="retort-", dir=place))
     folder.chmod(mode)
     return folder
@@ -74,6 +75,8 @@ def _make_folder() -> Path:
 def _is_fit(place: Path) -> bool:
     try:
         place = place.resolve(strict=True)
+        if len(os.fsencode(place)) > PLACE_BYTES:
+            return False
         if os.statvfs(place).f_flag & os.ST_NOEXEC or not os.access(place, os.W_OK | os.X_OK):
             return False
         return os.geteuid() != 0 or all(
