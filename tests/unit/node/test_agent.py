@@ -1,0 +1,116 @@
+"""Making and ending sessions on a machine whose sandboxes are scripted."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retort.core.image import Catalogue, Image, ImageKind, ImageRef
+from retort.core.run import Mode, RunRequest
+from retort.core.session import Session, SessionStatus
+from retort.errors import ImageNotFound, SandboxFault, SessionNotFound
+from retort.node import agent
+from retort.node.agent import LocalNode
+from retort.node.files import FileLimits
+from retort.node.runner import RunSettings
+from retort.sandbox.host_uids import HostUids
+from retort.sandbox.launcher import Identity, Sandbox, SandboxSpec
+
+
+class Launcher:
+    """Makes sandboxes that nobody listens in."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.killed: list[Sandbox] = []
+
+    async def start(self, spec: SandboxSpec, folder: Path) -> Sandbox:
+        folder.mkdir()  # noqa: ASYNC240 - a double has nothing else to do
+        if self.failure is not None:
+            raise self.failure
+        return Sandbox(Identity(1, 1), -1, folder / "init.sock", folder, spec.host_uid)
+
+    async def kill(self, sandbox: Sandbox) -> None:
+        self.killed.append(sandbox)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def launcher() -> Launcher:
+    return Launcher()
+
+
+@pytest.fixture
+async def node(launcher: Launcher, tmp_path: Path) -> LocalNode:
+    images = Catalogue([Image(ImageRef.parse("bash:5"), ImageKind.BASH)])
+    return LocalNode(
+        launcher,  # type: ignore[arg-type]
+        images,
+        tmp_path,
+        host_uids=HostUids(5000, 1),
+        runs=RunSettings(),
+        files=FileLimits(),
+        flush_s=0.2,
+        on_lost=lambda session_id, reason: None,
+    )
+
+
+def session(image: str = "bash:5") -> Session:
+    return Session(
+        uuid.uuid4(), "name", "AK", uuid.uuid4(), image, image, SessionStatus.PREPARING,
+        dt.datetime.now(dt.UTC),
+    )  # fmt: skip
+
+
+async def test_a_sandbox_that_cannot_start_leaves_neither_folder_nor_uid_taken(
+    node: LocalNode, launcher: Launcher, tmp_path: Path
+) -> None:
+    launcher.failure = SandboxFault("launch", "no")
+    for _ in range(3):  # there is one uid: a second time it must be free again
+        with pytest.raises(SandboxFault, match="launch"):
+            await node.create(session())
+    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 - a test's own folder
+
+
+async def test_a_sandbox_whose_init_does_not_answer_is_ended(
+    node: LocalNode, launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "CONNECT_S", 0.05)
+    for count in (1, 2):
+        with pytest.raises(SandboxFault, match="init"):
+            await node.create(session())
+        assert len(launcher.killed) == count
+    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240
+
+
+async def test_an_image_that_is_not_there_takes_no_uid(node: LocalNode) -> None:
+    with pytest.raises(ImageNotFound):
+        await node.create(session("none:1"))
+
+
+async def test_a_session_that_is_not_held_is_not_found(node: LocalNode) -> None:
+    nobody = uuid.uuid4()
+    calls: list[Any] = [
+        node.destroy(nobody),
+        node.restart(nobody),
+        node.interrupt(nobody),
+        node.usage(nobody),
+        node.execute(nobody, RunRequest(Mode.BATCH), 1.0),
+        node.stream(nobody, RunRequest(Mode.BATCH)),
+        node.listing(nobody, "."),
+        node.download(nobody, []),
+        node.download_single(nobody, "a"),
+    ]
+    for call in calls:
+        with pytest.raises(SessionNotFound):
+            await call
+
+
+async def test_a_node_without_sessions_closes(node: LocalNode) -> None:
+    await node.close()
