@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,4 +182,5 @@ def _wait_for(port: int, process: subprocess.Popen[str]) -> None:
     while process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
+        time.sleep(0.02)  # to leave the processor to the server
     pytest.fail("the server ended")
