@@ -80,6 +80,7 @@ async def test_r11_until_input_comes_the_wait_is_answered_again(api: Calls, name
     assert printed(rest) == "b\n"
 
 
+@pytest.mark.slow
 async def test_r11_input_before_it_is_asked_for_is_used_without_a_wait(
     api: Calls, name: str
 ) -> None:
@@ -137,6 +138,7 @@ async def test_r11_a_program_that_only_takes_its_time_is_not_reported(
     assert "waiting-input" not in [a["status"] for a in answers]
 
 
+@pytest.mark.slow
 async def test_r11_a_wait_that_a_timeout_ended_is_not_reported_again(api: Calls, name: str) -> None:
     code = (
         "import signal, sys, time\n"

@@ -183,6 +183,7 @@ async def test_interrupt_reaches_the_shell_and_its_children(api: Calls, name: st
     assert printed(answers) == ""
 
 
+@pytest.mark.slow
 async def test_a_wait_for_input_that_an_interrupt_ended_is_over(api: Calls, name: str) -> None:
     code = (
         'python3 -u -c \'\ntry: input()\nexcept KeyboardInterrupt: print("caught")\n'

@@ -64,6 +64,12 @@ async def name(new_session: NewSession) -> str:
     return await new_session("bash")
 
 
+@pytest.fixture(scope="module")
+def other_key(server: Server) -> dict[str, str]:
+    """Somebody else's key."""
+    return server.new_key()
+
+
 def drawn() -> str:
     return f"test-{uuid.uuid4().hex[:12]}"
 
@@ -287,11 +293,10 @@ async def test_a_session_that_has_ended_is_404(api: Calls, method: str, path: st
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 async def test_another_keys_session_is_404(
-    api: Calls, name: str, server: Server, method: str, path: str
+    api: Calls, name: str, server: Server, other_key: dict[str, str], method: str, path: str
 ) -> None:
     _, mine = await ask_create(api, name=name)
-    key = await asyncio.to_thread(server.new_key)
-    headers = {"Authorization": f"Bearer {key['token']}"}
+    headers = {"Authorization": f"Bearer {other_key['token']}"}
     body = {"mode": "batch", "options": {}} if (method, path) == ("POST", "") else None
     async with aiohttp.ClientSession(server.url, headers=headers) as other:
         for ref in (name, mine["sessionId"]):
@@ -303,10 +308,9 @@ async def test_another_keys_session_is_404(
 
 
 async def test_keys_may_have_sessions_of_the_same_name(
-    api: Calls, name: str, server: Server
+    api: Calls, name: str, server: Server, other_key: dict[str, str]
 ) -> None:
-    key = await asyncio.to_thread(server.new_key)
-    headers = {"Authorization": f"Bearer {key['token']}"}
+    headers = {"Authorization": f"Bearer {other_key['token']}"}
     async with aiohttp.ClientSession(server.url, headers=headers) as other:
         assert (await ask_create(other, name=name))[0] == 201
         await destroy(other, name)

@@ -77,6 +77,7 @@ async def test_a_run_tells_its_phases_in_order_and_closes(api: Calls, name: str)
         assert set(answer) == {"status", "console", "exitCode", "options", "files"}
 
 
+@pytest.mark.slow
 async def test_output_is_flushed_while_the_program_runs(api: Calls, name: str) -> None:
     async with connect(api, name) as ws:
         await send(ws, exec="echo one; sleep 60")
@@ -87,6 +88,7 @@ async def test_output_is_flushed_while_the_program_runs(api: Calls, name: str) -
         assert (answer["status"], answer["console"]) == ("continued", [["stdout", "one\n"]])
 
 
+@pytest.mark.slow
 async def test_a_chatty_program_makes_few_messages(api: Calls, name: str) -> None:
     async with connect(api, name) as ws:
         await send(ws, exec="for i in $(seq 60); do echo $i; sleep 0.01; done")
@@ -95,6 +97,7 @@ async def test_a_chatty_program_makes_few_messages(api: Calls, name: str) -> Non
     assert len(answers) < 15
 
 
+@pytest.mark.slow
 async def test_each_wait_for_input_is_told_once(api: Calls, name: str) -> None:
     async with connect(api, name) as ws:
         await send(
@@ -112,6 +115,7 @@ async def test_each_wait_for_input_is_told_once(api: Calls, name: str) -> None:
     assert printed(told) == "a\nhöß 世\ntwo\nz\n"
 
 
+@pytest.mark.slow
 async def test_output_of_a_thread_beside_a_wait_is_no_new_wait(api: Calls, name: str) -> None:
     async with connect(api, name) as ws:
         await send(
@@ -124,6 +128,7 @@ async def test_output_of_a_thread_beside_a_wait_is_no_new_wait(api: Calls, name:
         await receive_until(ws, "finished")
 
 
+@pytest.mark.slow
 async def test_a_wait_that_follows_input_is_told_soon(api: Calls, name: str) -> None:
     async with connect(api, name) as ws:
         await send(ws, exec="while read x; do echo $x; done")
@@ -211,6 +216,7 @@ async def test_a_huge_output_comes_in_frames_a_client_takes(api: Calls, name: st
     assert len(printed(answers)) >= 524_288
 
 
+@pytest.mark.slow
 async def test_a_destroyed_session_ends_its_stream(api: Calls, new_session: NewSession) -> None:
     name = await new_session("bash")
     async with connect(api, name) as ws:
