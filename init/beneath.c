@@ -67,7 +67,7 @@ static int open_kernel(int root, const char *path, int flags, mode_t mode, uint6
 	};
 	int fd = -1;
 
-	/* EAGAIN: a symlink's ".." met a rename or mount; the kernel could not tell and did not guess. */
+	/* EAGAIN: a symlink's ".." met a rename; the kernel could not tell and did not guess. */
 	for (int i = 0; i < RACES_MAX; i++) {
 		fd = (int)syscall(SYS_openat2, root, path, &how, sizeof(how));
 		if (fd >= 0 || errno != EAGAIN)
@@ -132,7 +132,8 @@ static int open_walking(int root, const char *path, int flags, mode_t mode, uint
 			return -1;
 		}
 		if (!*at)
-			return open_component(dir, name, flags | (is_folder ? O_DIRECTORY : 0), mode);
+			return open_component(dir, name, flags | (is_folder ? O_DIRECTORY : 0),
+					      mode);
 		int next = open_component(dir, name, O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
 		close_descriptor(&dir);
 		dir = next;
@@ -151,11 +152,14 @@ int open_beneath(const struct init *in, int root, const char *path, int flags, m
 		errno = error;
 		return -1;
 	}
-	/* Never wait for a FIFO's other end or a lease, never gain a terminal. O_PATH opens nothing,
-	 * and openat2 refuses other flags beside it. */
+	/* Never wait for a FIFO's other end or a lease, never gain a terminal. O_PATH opens
+	 * nothing, and openat2 refuses other flags beside it. */
 	flags |= O_CLOEXEC | (flags & O_PATH ? 0 : O_NONBLOCK | O_NOCTTY);
+	/* Reading through a link that stays inside is harmless; writing would let a program choose
+	 * which of its files the server overwrites. */
 	if (is_changing(flags))
 		resolve |= RESOLVE_NO_SYMLINKS;
+	/* openat2 refuses a mode that nothing would use; callers need not know. */
 	if (!(flags & O_CREAT) && (flags & O_TMPFILE) != O_TMPFILE)
 		mode = 0;
 	return in->has_openat2 ? open_kernel(root, path, flags, mode, resolve)

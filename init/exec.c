@@ -107,7 +107,7 @@ static bool set_limits(const struct exec_request *exec)
 	return true;
 }
 
-/* Fills a NULL-ended array with the next strings. calloc after fork is safe: init has one thread. */
+/* Fills a NULL-ended array with the next strings. init has one thread, so calloc is safe here. */
 static char **string_array(struct cursor *from, uint32_t count)
 {
 	char **strings = calloc((size_t)count + 1, sizeof(*strings));

@@ -20,7 +20,7 @@
 #define OPEN_FLAGS (O_ACCMODE | O_CREAT | O_EXCL | O_TRUNC | O_APPEND | O_DIRECTORY | O_NOFOLLOW | \
 		    O_TMPFILE | O_PATH | O_NOATIME | O_SYNC | O_DIRECT | O_LARGEFILE | O_CLOEXEC | \
 		    O_NOCTTY | O_NONBLOCK)
-#define RENAME_FLAGS (1U | 2U)	/* RENAME_NOREPLACE, RENAME_EXCHANGE; stdio.h has them only sometimes */
+#define RENAME_FLAGS 3U		/* RENAME_NOREPLACE | RENAME_EXCHANGE; not every stdio.h has them */
 #define MODE_BITS 07777U
 
 bool files_start(struct init *in, const char *home)
@@ -47,8 +47,8 @@ static void conclude(struct init *in, uint32_t id, uint32_t phase, bool ok)
 		answer_failed(in, id, phase, errno);
 }
 
-/* Takes the last string of a request. Answers for itself and returns NULL if there is more, or less,
- * or the rules are not ours to apply. */
+/* Takes the last string of a request. Answers for itself and returns NULL if there is more or less,
+ * or if the caller found the fields insane. */
 static const char *last_path(struct init *in, uint32_t id, struct cursor *rest, bool is_sane)
 {
 	const char *path = take_string(rest);
@@ -62,13 +62,15 @@ static const char *last_path(struct init *in, uint32_t id, struct cursor *rest, 
 void handle_open(struct init *in, const struct retort_open *msg, struct cursor *rest)
 {
 	struct retort_opened reply = { .header = { RETORT_OPENED, msg->header.id } };
+	/* Only flags whose effect is known: O_ASYNC, say, would let a program signal init. */
 	bool is_sane = are_rules(msg->resolve) && !(msg->flags & ~(uint32_t)OPEN_FLAGS) &&
 		       !(msg->mode & ~MODE_BITS);
 	const char *path = last_path(in, msg->header.id, rest, is_sane);
 
 	if (!path)
 		return;
-	autoclose int fd = open_beneath(in, in->home, path, (int)msg->flags, msg->mode, msg->resolve);
+	autoclose int fd = open_beneath(in, in->home, path, (int)msg->flags, msg->mode,
+					msg->resolve);
 	if (fd < 0)
 		answer_failed(in, msg->header.id, RETORT_PHASE_OPEN, errno);
 	else
@@ -81,6 +83,8 @@ void handle_open(struct init *in, const struct retort_open *msg, struct cursor *
 static int make_folder(const struct init *in, int dir, const char *name,
 		       const struct retort_mkdirs *msg, uint32_t *made)
 {
+	/* Made first and looked at after: the other way round a program could slip in between. What
+	 * is there already, whatever it is, must then open as a folder and not through a link. */
 	if (mkdirat(dir, name, msg->mode) == 0)
 		++*made;
 	else if (errno != EEXIST)
@@ -92,6 +96,8 @@ static int make_folder(const struct init *in, int dir, const char *name,
 /* Removes the deepest `made` folders of a path again, as far as they are empty and still there. */
 static void unmake_folders(const struct init *in, char *path, uint32_t made, uint64_t resolve)
 {
+	/* By path again, not by kept descriptors: there may be hundreds. A program that swapped a
+	 * folder meanwhile loses an empty one of its own. */
 	for (; made > 0; made--) {
 		const char *name;
 		autoclose int parent = open_parent(in, path, resolve, &name);
@@ -130,6 +136,8 @@ static int normalise(const char *path, char clean[RETORT_PATH_MAX])
 static int make_folders(const struct init *in, char *path, const struct retort_mkdirs *msg,
 			uint32_t *made)
 {
+	/* One component at a time, each by the rules, so that NO_XDEV and the links of every level
+	 * are judged before anything is made below it. */
 	autoclose int dir = fcntl(in->home, F_DUPFD_CLOEXEC, 3);
 
 	for (char *name = path; dir >= 0;) {
@@ -187,7 +195,7 @@ void handle_mkdirs(struct init *in, const struct retort_mkdirs *msg, struct curs
 
 /* ---- LINK, RENAME, UNLINK ---- */
 
-/* A file that has no name yet: giving a second name to a file of somebody's choice is not offered. */
+/* Only a file that has no name yet: second names for files of somebody's choice are not offered. */
 static int check_unnamed(int file)
 {
 	struct stat found;
@@ -211,7 +219,7 @@ void handle_link(struct init *in, const struct retort_link *msg, struct cursor *
 		return;
 	}
 	autoclose int parent = open_parent(in, path, msg->resolve, &name);
-	/* AT_EMPTY_PATH would need a capability before Linux 6.10; our own /proc/self/fd does not. */
+	/* AT_EMPTY_PATH needs a capability before Linux 6.10; our own /proc/self/fd does not. */
 	snprintf(source, sizeof(source), "/proc/self/fd/%d", file);
 	conclude(in, msg->header.id, RETORT_PHASE_LINK,
 		 parent >= 0 && linkat(AT_FDCWD, source, parent, name, AT_SYMLINK_FOLLOW) == 0);
@@ -227,10 +235,12 @@ void handle_rename(struct init *in, const struct retort_rename *msg, struct curs
 	if (!to)
 		return;
 	autoclose int old_parent = open_parent(in, from, msg->resolve, &old_name);
-	autoclose int new_parent = old_parent < 0 ? -1 : open_parent(in, to, msg->resolve, &new_name);
+	autoclose int new_parent = -1;
+	if (old_parent >= 0)
+		new_parent = open_parent(in, to, msg->resolve, &new_name);
 	conclude(in, msg->header.id, RETORT_PHASE_RENAME,
-		 new_parent >= 0 && syscall(SYS_renameat2, old_parent, old_name, new_parent, new_name,
-					    msg->flags) == 0);
+		 new_parent >= 0 && syscall(SYS_renameat2, old_parent, old_name, new_parent,
+					    new_name, msg->flags) == 0);
 }
 
 void handle_unlink(struct init *in, const struct retort_unlink *msg, struct cursor *rest)

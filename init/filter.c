@@ -46,7 +46,7 @@ bool filter_load(const struct filter *filter)
 
 	if (!filter->count)
 		return true;
-	/* bubblewrap has set it already; without it the kernel refuses filters of the unprivileged. */
+	/* bubblewrap has set it; without it the kernel refuses filters of the unprivileged. */
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return false;
 	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;

@@ -85,7 +85,7 @@ struct standby {
 	pid_t pid;			/* 0: there is none */
 	int pidfd;
 	int sock;			/* our end of its socketpair */
-	int cgroup;			/* where to make another, should this one be killed; or -1 */
+	int cgroup;			/* for another, should this one be killed; or -1 */
 	struct report *report;
 };
 
@@ -143,7 +143,7 @@ void handle_kill(struct init *in, const struct retort_kill *msg);
 
 /* ---- proc.c: looking at other processes ---- */
 
-#define PROC_TASKS_MAX 4096		/* looked at per call, so that a fork bomb cannot hold init up */
+#define PROC_TASKS_MAX 4096		/* looked at per call: a fork bomb must not hold init up */
 
 struct process {
 	pid_t pid, parent, session;
@@ -207,7 +207,7 @@ struct init {
 	struct standby standby;
 	struct step steps[RETORT_STEPS_MAX];
 	struct outgoing outgoing;
-	_Alignas(8) char incoming[RETORT_MESSAGE_MAX + 1];	/* one more, so that too long shows */
+	_Alignas(8) char incoming[RETORT_MESSAGE_MAX + 1];	/* one more: too long must show */
 };
 
 #endif

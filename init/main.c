@@ -5,26 +5,26 @@
  *
  * Theory of operation
  *
- * bubblewrap makes the sandbox and execs this program in it, with the listening end of a unix socket
- * (SOCK_SEQPACKET) whose other side, a path in a private folder, only the server can reach. The
- * server connects; when it goes away, steps go on, and the next server is accepted. protocol.h is
- * what they say to each other.
+ * bubblewrap makes the sandbox and execs this program in it, with the listening end of a unix
+ * socket (SOCK_SEQPACKET) whose other side, a path in a private folder, only the server can reach.
+ * The server connects; when it goes away, steps go on, and the next server is accepted. protocol.h
+ * is what they say to each other.
  *
- *	server ==socket== init (pid 1) --socketpair-- standby child --execve--> a step's main process
- *	                    |                                                     `- whatever it starts
+ *	server ==socket== init (pid 1) --socketpair-- standby child --execve--> a step's program
+ *	                    |                                                     `- its children
  *	                    `- wait: every orphan of the sandbox
  *
  * The loop is one poll over: SIGCHLD (as a descriptor), the server or the listening socket, and the
  * socketpairs of steps whose child has not exec'd yet. Every event is handled without waiting:
- *  - a request is answered at once (server.c, files.c), but for EXEC, which is handed to the standby
- *    child and answered when that child's socket closes by itself in execve (exec.c);
+ *  - a request is answered at once (server.c, files.c), but for EXEC, which is handed to the
+ *    standby child and answered when that child's socket closes by itself in execve (exec.c);
  *  - SIGCHLD reaps; the end of a step's main process kills what it left, and when nothing is left
  *    alive, the step has ended (reap.c);
  *  - what the server must be told waits in the step's record until it can be sent (step.c).
  *
- * What programs of the sandbox can do to init: they have its uid, so it is made undumpable (no ptrace,
- * no /proc/1/fd or environ); the kernel drops their signals to pid 1; they cannot reach its socket;
- * and it opens their files only in ways that cannot block or lead out of home (beneath.c).
+ * What programs of the sandbox can do to init: they have its uid, so it is made undumpable (no
+ * ptrace, no /proc/1/fd or environ); the kernel drops their signals to pid 1; they cannot reach its
+ * socket; and it opens their files only in ways that cannot block or lead out of home (beneath.c).
  *
  * The state is one struct init. There is no global variable, and no signal handler.
  */
@@ -87,7 +87,8 @@ static struct options parse_arguments(int count, char **arguments)
 			options.listener = -1;
 	}
 	if (options.listener < 0)
-		die("usage: retort-init LISTEN_FD [--filter FD] [--home DIR] [--no-openat2]", EINVAL);
+		die("usage: retort-init LISTEN_FD [--filter FD] [--home DIR] [--no-openat2]",
+		    EINVAL);
 	return options;
 }
 

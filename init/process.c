@@ -35,7 +35,7 @@ pid_t process_spawn(int cgroup, int *pidfd)
 	if (pid >= 0 || errno != ENOSYS || cgroup >= 0)
 		return pid;
 
-	/* No clone3 (gVisor): the pidfd is safe a moment later too, for nobody but us reaps the child. */
+	/* No clone3 (gVisor): the pidfd is safe a moment later too, for only we reap the child. */
 	pid = fork();
 	if (pid > 0)
 		*pidfd = (int)syscall(SYS_pidfd_open, pid, 0);

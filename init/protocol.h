@@ -88,8 +88,8 @@ enum retort_state {
 };
 
 enum retort_exec_flags {
-	RETORT_EXEC_KEEP_BACKGROUND = 1,	/* leave alone what outlives the main process */
-	RETORT_EXEC_TTY = 2,			/* stdin is a terminal: make it the controlling one */
+	RETORT_EXEC_KEEP_BACKGROUND = 1, /* leave alone what outlives the main process */
+	RETORT_EXEC_TTY = 2,	/* stdin is a terminal: make it the controlling one */
 };
 
 enum retort_scope {

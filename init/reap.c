@@ -23,6 +23,7 @@ static uint64_t microseconds(struct timeval time)
 
 static void main_ended(struct step *step, int status, const struct rusage *usage)
 {
+	/* Reaped before its socket was seen to close: both tell through the report. */
 	if (step->state == RETORT_STATE_STARTING)
 		step_resolve(step);
 	if (step->state != RETORT_STATE_RUNNING)
@@ -103,6 +104,7 @@ static bool is_over(struct init *in, const struct step *step)
 void reap(struct init *in)
 {
 	reap_ready(in);
+	/* After all that is ready was reaped, for only now is_childless is the whole truth. */
 	for (int i = 0; i < RETORT_STEPS_MAX; i++) {
 		struct step *step = &in->steps[i];
 		if (step->state != RETORT_STATE_ENDING || !is_over(in, step))
@@ -123,7 +125,8 @@ static int kill_step(const struct init *in, const struct step *step, int signal,
 	if (scope == RETORT_SCOPE_EVERYTHING)
 		result = process_signal_all(in, signal);
 	else if (has_main)
-		result = process_signal(scope == RETORT_SCOPE_GROUP ? -step->pid : step->pid, signal);
+		result = process_signal(scope == RETORT_SCOPE_GROUP ? -step->pid : step->pid,
+					signal);
 	else
 		return ESRCH;
 	return result < 0 ? errno : 0;

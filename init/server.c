@@ -21,7 +21,8 @@ enum sent { SENT, BLOCKED, LOST, UNSENDABLE };
 
 /* ---- out ---- */
 
-static enum sent send_now(struct init *in, const void *bytes, size_t length, const int *fds, int count)
+static enum sent send_now(struct init *in, const void *bytes, size_t length, const int *fds,
+			  int count)
 {
 	char control[CMSG_SPACE(sizeof(int) * ALL_DESCRIPTORS_MAX)] = { 0 };
 	struct iovec data = { (void *)bytes, length };
@@ -65,6 +66,10 @@ static bool keep_answer(struct outgoing *out, const void *bytes, size_t length, 
 	return true;
 }
 
+/*
+ * Answers at once or as soon as the server reads. Only one answer can be waiting, for while one
+ * does, no request is taken (server_is_idle).
+ */
 void answer(struct init *in, const void *bytes, size_t length, const int *fds, int count)
 {
 	const struct retort_header *header = bytes;
@@ -78,6 +83,7 @@ void answer(struct init *in, const void *bytes, size_t length, const int *fds, i
 		close_descriptors(&in->outgoing.fds);
 		/* fall through */
 	case UNSENDABLE:
+		/* A failure carries no descriptors, so this ends here. */
 		if (count)
 			answer_failed(in, header->id, RETORT_PHASE_SEND, errno);
 		else
@@ -105,10 +111,12 @@ void answer_failed(struct init *in, uint32_t id, uint32_t phase, int error)
 static enum sent send_start(struct init *in, const struct step *step)
 {
 	struct retort_started started = {
-		.header = { RETORT_STARTED, step->request }, .number = step->number, .pid = step->pid,
+		.header = { RETORT_STARTED, step->request },
+		.number = step->number, .pid = step->pid,
 	};
 	struct retort_failed failed = {
-		.header = { RETORT_FAILED, step->request }, .phase = step->phase, .error = step->error,
+		.header = { RETORT_FAILED, step->request },
+		.phase = step->phase, .error = step->error,
 	};
 	if (step->state == STATE_FAILED)
 		return send_now(in, &failed, sizeof(failed), NULL, 0);
@@ -129,6 +137,7 @@ static enum sent flush_step(struct init *in, struct step *step)
 {
 	enum sent result = SENT;
 
+	/* A debt is paid only when sent: a full buffer leaves it to the next POLLOUT. */
 	if (step->owes_answer && step->state != RETORT_STATE_STARTING) {
 		result = send_start(in, step);
 		step->owes_answer = result == BLOCKED;
@@ -152,6 +161,7 @@ void server_flush(struct init *in)
 	if (in->peer < 0)
 		return;
 	in->is_blocked = false;
+	/* The kept answer is older than any debt of a step made since. */
 	if (out->length) {
 		result = send_now(in, out->bytes, out->length, out->fds.fd, out->fds.count);
 		if (result == SENT) {
@@ -207,6 +217,7 @@ static void handle_hello(struct init *in, const struct retort_hello *msg)
 			    (in->filter.count ? RETORT_FEATURE_FILTER : 0U),
 	};
 
+	/* Another version may have other layouts: not even RELEASE would be safe. */
 	if (msg->version != RETORT_PROTOCOL_VERSION) {
 		answer_failed(in, msg->header.id, RETORT_PHASE_PROTOCOL, EPROTONOSUPPORT);
 		return;
@@ -234,10 +245,12 @@ struct shape {
 	int fds_least, fds_most;
 };
 
-#define FIXED(name) sizeof(struct retort_##name), 0, false
-#define FIXED_RESERVED(name) sizeof(struct retort_##name), offsetof(struct retort_##name, reserved), false
-#define MORE(name) sizeof(struct retort_##name), 0, true
-#define MORE_RESERVED(name) sizeof(struct retort_##name), offsetof(struct retort_##name, reserved), true
+#define SIZE(name) sizeof(struct retort_##name)
+#define RESERVED(name) offsetof(struct retort_##name, reserved)
+#define FIXED(name) SIZE(name), 0, false
+#define FIXED_RESERVED(name) SIZE(name), RESERVED(name), false
+#define MORE(name) SIZE(name), 0, true
+#define MORE_RESERVED(name) SIZE(name), RESERVED(name), true
 
 static const struct shape shapes[] = {
 	[RETORT_HELLO] = { FIXED_RESERVED(hello), 0, 0 },
@@ -255,6 +268,7 @@ static const struct shape shapes[] = {
 	[RETORT_UNLINK] = { MORE_RESERVED(unlink), 0, 0 },
 };
 
+/* Handlers may rely on this: their struct is all there, and so are its descriptors. */
 static bool is_well_formed(const char *bytes, size_t length, int fd_count)
 {
 	struct retort_header header;
@@ -337,6 +351,7 @@ static ssize_t receive_one(struct init *in, struct descriptors *fds, bool *is_cu
 
 void server_receive(struct init *in)
 {
+	/* Whatever a handler does not take of the descriptors is closed after each request. */
 	for (int i = 0; i < BATCH_MAX && in->peer >= 0 && server_is_idle(in); i++) {
 		autodescriptors struct descriptors fds = { 0 };
 		bool is_cut = false;
@@ -346,8 +361,8 @@ void server_receive(struct init *in)
 		if (length == 0)
 			server_lost(in);
 		else if (is_cut)
-			answer_failed(in, id_of(in->incoming, (size_t)length), RETORT_PHASE_PROTOCOL,
-				      EINVAL);
+			answer_failed(in, id_of(in->incoming, (size_t)length),
+				      RETORT_PHASE_PROTOCOL, EINVAL);
 		else
 			dispatch(in, in->incoming, (size_t)length, &fds);
 	}

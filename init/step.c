@@ -1,8 +1,11 @@
 /*
  * step.c - the records of steps: at most RETORT_STEPS_MAX, from EXEC to RELEASE.
  *
- *   STARTING --child exec'd--> RUNNING --main process reaped--> ENDING --all dead--> ENDED --RELEASE--> free
+ *   STARTING --exec'd--> RUNNING --main reaped--> ENDING --all dead--> ENDED --RELEASE--> free
  *       `--child gave up or died--> FAILED --answer sent--> free
+ *
+ * A record lives in init and not in the server, so that a step survives its server: all that a
+ * new one must know is here, the descriptors of the server's own pipe ends too.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,12 +19,14 @@ struct step *step_find(struct init *in, uint64_t number)
 {
 	for (int i = 0; i < RETORT_STEPS_MAX; i++) {
 		struct step *step = &in->steps[i];
-		if (step->state != STATE_FREE && step->state != STATE_FAILED && step->number == number)
+		bool exists = step->state != STATE_FREE && step->state != STATE_FAILED;
+		if (exists && step->number == number)
 			return step;
 	}
 	return NULL;
 }
 
+/* Once reaped, a pid may belong to anybody, so records of ended steps do not count. */
 struct step *step_of_pid(struct init *in, pid_t pid)
 {
 	for (int i = 0; i < RETORT_STEPS_MAX; i++) {
@@ -89,6 +94,7 @@ void step_resolve(struct step *step)
 	step->state = STATE_FAILED;
 	step->phase = report.error ? report.phase : RETORT_PHASE_STANDBY;
 	step->error = report.error ? report.error : ESRCH;
+	/* The program's output shall end now, not when the record goes. */
 	drop_held(step, ~0U);
 	/* Nobody waits for the answer, so nobody needs the record. */
 	if (!step->owes_answer)
@@ -103,6 +109,7 @@ void handle_release(struct init *in, const struct retort_release *msg)
 		answer_failed(in, msg->header.id, RETORT_PHASE_STEP, ENOENT);
 		return;
 	}
+	/* A running step cannot be forgotten: its exit would have no home. */
 	if (step->state != RETORT_STATE_ENDED) {
 		answer_failed(in, msg->header.id, RETORT_PHASE_STEP, EBUSY);
 		return;

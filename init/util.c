@@ -52,6 +52,7 @@ void close_descriptors(struct descriptors *all)
 	all->count = 0;
 }
 
+/* From then on the caller's to close. */
 int take_descriptor(struct descriptors *all, int index)
 {
 	if (index >= all->count)
@@ -88,6 +89,7 @@ bool is_consumed(const struct cursor *from)
 	return !from->failed && from->left == 0;
 }
 
+/* Every count is bounded before it is multiplied or added to another. */
 static bool is_exec_head_sane(const struct retort_exec *head)
 {
 	const uint32_t flags = RETORT_EXEC_KEEP_BACKGROUND | RETORT_EXEC_TTY;
