@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 from retort.core.limits import MIB, Limits
 from retort.errors import SandboxFault
 from retort.sandbox.cgroup import Groups, Mode, SessionGroup, find
+
+from .conftest import Start
 
 LIMITS = Limits(memory_bytes=64 * MIB, processes=20, cpus=0.5)
 
@@ -24,8 +28,7 @@ def groups() -> Iterator[Groups]:
         pytest.skip(f"this host gives no groups: {found.why_none}")
     yield found
     found.close()
-    left = [path for path in Path("/sys/fs/cgroup").rglob(f"*{tag}*") if found.mode is Mode.V1]
-    assert left == []
+    assert list(Path("/sys/fs/cgroup").rglob(f"*{tag}*")) == []
 
 
 @pytest.fixture
@@ -72,6 +75,16 @@ def test_memory_within_the_limit_is_no_oom_kill(session: SessionGroup) -> None:
     assert measured.oom_kills == 0
 
 
+def test_limits_hit_by_an_earlier_step_are_not_told_of_a_later_one(session: SessionGroup) -> None:
+    forks = "for i in {1..40}; do sleep 0.05 & done 2>/dev/null; wait"
+    hog = f"{ALLOCATE.format(mib=200)}; {forks}"
+    _, _, first = run_inside(session, "1", hog)
+    _, _, second = run_inside(session, "2", "true")
+    assert first.memory_limit_hits > 0
+    assert first.process_limit_hits > 0
+    assert second == dataclasses.replace(second, memory_limit_hits=0, process_limit_hits=0)
+
+
 def test_each_step_has_a_peak_of_its_own(session: SessionGroup) -> None:
     peaks = [
         run_inside(session, str(number), ALLOCATE.format(mib=mib))[2].memory_peak_bytes
@@ -105,6 +118,38 @@ def test_what_a_fork_bomb_leaves_is_killed_before_the_group_goes(session: Sessio
     assert step.kill() or process.kill() is None
     process.wait()
     assert step.remove()
+
+
+async def test_what_a_sandbox_forks_after_the_move_is_inside(
+    session: SessionGroup, start: Start
+) -> None:
+    box = await start()
+    hog = "/usr/bin/python3 -c 'a = bytearray(200 << 20); print(len(a))'"
+    control = await box.sh(hog)
+    assert control.code == 0
+    step = session.step("1")
+    step.add(box.sandbox.pid)
+    killed = await box.sh(f"{hog}; exit $?")
+    assert killed.code == 137
+    assert step.measure().oom_kills == 1
+    # The session's group has no process of its own, so init has to go before the step can.
+    assert not step.remove()
+
+
+def test_another_server_beside_this_one_finds_groups_too(groups: Groups) -> None:
+    script = (
+        "import sys; from retort.sandbox.cgroup import find; g = find(sys.argv[1]);"
+        "print(g.mode.value); g.close()"
+    )
+    tag = uuid.uuid4().hex[:8]
+    done = subprocess.run(
+        [sys.executable, "-c", script, tag],
+        env={"PYTHONPATH": str(Path(__file__).parents[2] / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == (f"{groups.mode.value}\n", "")
 
 
 def test_a_process_that_has_ended_cannot_be_moved(session: SessionGroup) -> None:

@@ -22,6 +22,7 @@ from retort.core.limits import Limits
 from retort.errors import SandboxFault
 
 PERIOD_US = 100_000  # of the CPU quota
+CLEARING_ROUNDS = 10  # of moving processes that were forked while others were moved
 REQUIRED = ("memory", "pids")  # without these a hierarchy is of no use to us
 WANTED = ("memory", "pids", "cpu", "cpuacct")
 
@@ -60,11 +61,13 @@ class StepGroup:
         folders: by controller; v2 has the same one for all.
     """
 
-    __slots__ = ("_folders", "_mode")
+    __slots__ = ("_earlier_hits", "_folders", "_mode")
 
     def __init__(self, mode: Mode, folders: Mapping[str, Path]) -> None:
         self._mode = mode
         self._folders = folders
+        # The session's counters hold what earlier steps did, too.
+        self._earlier_hits = _limit_hits(mode, folders)
 
     def add(self, pid: int) -> None:
         """Move a process of the host in; what it forks is born inside.
@@ -77,8 +80,13 @@ class StepGroup:
 
     def measure(self) -> Measured:
         """Read what was counted so far."""
-        read = _measure_v2 if self._mode is Mode.V2 else _measure_v1
-        return read(self._folders)
+        measured = (_measure_v2 if self._mode is Mode.V2 else _measure_v1)(self._folders)
+        memory, processes = _limit_hits(self._mode, self._folders)
+        return dataclasses.replace(
+            measured,
+            memory_limit_hits=memory - self._earlier_hits[0],
+            process_limit_hits=processes - self._earlier_hits[1],
+        )
 
     def cpu_us(self) -> int | None:
         """Give the CPU time used so far by everything in it, in microseconds."""
@@ -173,18 +181,18 @@ class Groups:
         """Remove the groups of sessions that an earlier server left and that are empty."""
         for folder in dict.fromkeys(self._folders.values()):
             for session in folder.iterdir():
-                if session.is_dir() and session.name != _SERVER:
+                if session.is_dir():
                     _remove([child for child in session.iterdir() if child.is_dir()])
                     _remove([session])
 
     def close(self) -> None:
         """Remove the subtree, as far as it is empty."""
         self.sweep()
-        if self.mode is Mode.V1:
-            _remove(self._folders.values())
+        _remove(self._folders.values())
 
 
 _SERVER = "server"  # the server's own leaf in v2: a group with children may have no processes
+_MARK = "user.retort"  # an extended attribute of a group that we divide
 
 
 def find(tag: str, *, proc: Path = Path("/proc/self")) -> Groups:
@@ -213,7 +221,7 @@ def _mounts(mountinfo: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for line in mountinfo.splitlines():
         head, _, tail = line.partition(" - ")
-        kind, _, options = tail.split(" ")[0], "", tail.split(" ")[-1]
+        kind, options = tail.split(" ")[0], tail.split(" ")[-1]
         place = Path(head.split(" ")[4])
         if kind == "cgroup2":
             found.setdefault("", place)
@@ -239,14 +247,41 @@ def _find_v2(tag: str, mounts: Mapping[str, Path], own: Mapping[str, str]) -> Gr
         raise SandboxFault("cgroup", "no v2 hierarchy is mounted")
     mount = mounts[""]
     tried = []
-    for base in dict.fromkeys((mount / own.get("", ""), mount)):
+    for base in _bases_v2(mount, mount / own.get("", "")):
         try:
             return _take_v2(base, tag)
         except OSError as exc:
             tried.append(f"{base}: {exc.strerror}")
         except SandboxFault as exc:
-            tried.append(f"{base}: {exc.reason}")
+            tried.append(exc.reason if str(base) in exc.reason else f"{base}: {exc.reason}")
     raise SandboxFault("cgroup", "; ".join(tried))
+
+
+def _bases_v2(mount: Path, own: Path) -> list[Path]:
+    """Give the groups that may be ours to divide, the likeliest first.
+
+    Beside our own: the one above, when that is what we were given and an earlier server, or
+    systemd's DelegateSubgroup=, put us into a leaf of it; and for root the host's root group,
+    where no process has to move.
+    """
+    bases = [own]
+    if own != mount and _is_delegated(own.parent):
+        bases.insert(0, own.parent)
+    if os.geteuid() == 0 and not (mount / "cgroup.type").exists():
+        bases.append(mount)
+    return bases
+
+
+def _is_delegated(group: Path) -> bool:
+    """Say whether systemd gave this group away (Delegate=; systemd's docs/CGROUP_DELEGATION).
+
+    A user's own systemd does not say so; then a server that had the group to itself did.
+    """
+    for name in ("user.delegate", "trusted.delegate", _MARK):
+        with contextlib.suppress(OSError):
+            if os.getxattr(group, name) == b"1":
+                return True
+    return False
 
 
 def _take_v2(base: Path, tag: str) -> Groups:
@@ -255,25 +290,59 @@ def _take_v2(base: Path, tag: str) -> Groups:
         raise SandboxFault("cgroup", f"has no {' and no '.join(sorted(missing))} controller")
     controllers = [name for name in ("memory", "pids", "cpu") if name in available]
     enabled = (base / "cgroup.subtree_control").read_text("ascii").split()
-    if set(controllers) - set(enabled):
-        if base.joinpath("cgroup.type").exists():  # not the host's root group
-            _move_server_down(base)
-        _enable(base, controllers)
     ours = base / f"retort-{tag}"
-    _make([ours])
-    _enable(ours, controllers)
+    _make([ours])  # the first try to write: nothing has been changed if it may not be
+    try:
+        if to_enable := [name for name in controllers if name not in enabled]:
+            _enable_beside_processes(base, to_enable)
+        _enable(ours, controllers)
+    except (OSError, SandboxFault):
+        _remove([ours])
+        raise
     # CPU time is counted by every v2 group, with or without the controller.
     return Groups(Mode.V2, dict.fromkeys([*controllers, "cpuacct"], ours))
 
 
-def _move_server_down(base: Path) -> None:
-    """Clear the group we were given of processes: v2 allows them in leaves only."""
+def _enable_beside_processes(base: Path, controllers: Iterable[str]) -> None:
+    """Let the children of our group have controllers: its processes must be in a leaf for that."""
+    for _ in range(CLEARING_ROUNDS):
+        if base.joinpath("cgroup.type").exists():  # not the host's root group, the one exception
+            _clear(base)
+        try:
+            _enable(base, controllers)
+        except SandboxFault as exc:
+            if not isinstance(exc.__cause__, OSError) or exc.__cause__.errno != errno.EBUSY:
+                raise
+        else:
+            return
+    raise SandboxFault("cgroup", f"{base}: processes keep starting in it")
+
+
+def _clear(base: Path) -> None:
+    """Move the processes of a group that is ours into a leaf of it."""
     inside = (base / "cgroup.procs").read_text("ascii").split()
-    if inside != [str(os.getpid())]:
+    # Those of others are moved if systemd, or a container, gave the group to us all.
+    is_ours = _is_delegated(base) or _is_namespace_root(base)
+    if not is_ours and set(inside) - {str(os.getpid())}:
         raise SandboxFault("cgroup", "other processes are in it (no group of our own)")
+    with contextlib.suppress(OSError):
+        os.setxattr(base, _MARK, b"1")
     leaf = base / _SERVER
-    leaf.mkdir(exist_ok=True)
-    _write(leaf / "cgroup.procs", str(os.getpid()))
+    _make([leaf])
+    for pid in inside:
+        if pid == "0":
+            raise SandboxFault("cgroup", "processes of another pid namespace are in it")
+        try:
+            (leaf / "cgroup.procs").write_text(pid, "ascii")
+        except ProcessLookupError:
+            continue  # it has ended
+        except OSError as exc:
+            raise SandboxFault("cgroup", f"{leaf}: process {pid}: {exc.strerror}") from exc
+
+
+def _is_namespace_root(base: Path) -> bool:
+    """Say whether this is all of /sys/fs/cgroup that a container sees."""
+    return not (base.parent / "cgroup.procs").exists()
 
 
 def _find_v1(tag: str, mounts: Mapping[str, Path], own: Mapping[str, str]) -> Groups:
@@ -360,7 +429,6 @@ def _limit_v1(folders: Mapping[str, Path], limits: Limits) -> None:
 def _measure_v2(folders: Mapping[str, Path]) -> Measured:
     memory, pids = folders["memory"], folders["pids"]
     events = _fields(memory / "memory.events")
-    session = _fields(memory.parent / "memory.events")
     cpu = _fields(memory / "cpu.stat")
     return Measured(
         memory_peak_bytes=_number(memory / "memory.peak"),
@@ -368,8 +436,6 @@ def _measure_v2(folders: Mapping[str, Path]) -> Measured:
         user_us=cpu.get("user_usec"),
         system_us=cpu.get("system_usec"),
         oom_kills=events.get("oom_kill", 0),
-        memory_limit_hits=events.get("oom", 0) + session.get("oom", 0),
-        process_limit_hits=_fields(pids / "pids.events").get("max", 0),
     )
 
 
@@ -385,10 +451,26 @@ def _measure_v1(folders: Mapping[str, Path]) -> Measured:
         user_us=user_us,
         system_us=system_us,
         oom_kills=_fields(memory / "memory.oom_control").get("oom_kill", 0),
-        memory_limit_hits=(_number(memory / "memory.failcnt") or 0)
-        + (_number(memory.parent / "memory.failcnt") or 0),
-        process_limit_hits=_fields(pids / "pids.events").get("max", 0),
     )
+
+
+def _limit_hits(mode: Mode, folders: Mapping[str, Path]) -> tuple[int, int]:
+    """Give how often a step or its session stood at the memory and at the process limit."""
+    memory, pids = folders["memory"], folders["pids"]
+    # A refused fork is counted in the step alone before Linux 6.12; later where the limit stands
+    # and in all groups above it.
+    processes = max(
+        _fields(pids / "pids.events").get("max", 0),
+        _fields(pids.parent / "pids.events").get("max", 0),
+    )
+    if mode is Mode.V2:
+        return _fields(memory.parent / "memory.events").get("oom", 0), processes
+    # With one limit for memory and for memory with swap, it is the latter that is hit.
+    files = ("memory.failcnt", "memory.memsw.failcnt")
+    hits = (_number(folder / file) for folder in (memory, memory.parent) for file in files)
+    # Some newer kernels leave both at zero: there an OOM kill must do.
+    kills = _fields(memory / "memory.oom_control").get("oom_kill", 0)
+    return max(kills, sum(hit or 0 for hit in hits)), processes
 
 
 def _micro(nanoseconds: int | None) -> int | None:
