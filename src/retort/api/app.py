@@ -280,7 +280,10 @@ class ProblemHandler(web.RequestHandler):
         if not isinstance(message, _ErrInfo):
             self._newest_body = body
         elif not self._newest_body.is_eof():
+            self.close()  # after the answer that the reader will give
             self._newest_body.set_exception(RequestPayloadError("the body breaks off"))
+            # Reading a line, aiohttp looks for an exception before it waits, for the end after.
+            self._newest_body.feed_eof()
 
     def _expect_request(self) -> None:
         if self._request_count == 0:  # aiohttp's count of requests whose headers were whole
