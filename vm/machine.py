@@ -84,8 +84,7 @@ def run(
         folder = Path(name)
         job = folder / "job.tar"
         _write_job(job, command, environments)
-        console = image / "console.log"  # of the last machine, to look at
-        console.unlink(missing_ok=True)
+        console = folder / "console.log"
         process = subprocess.Popen(
             _qemu(image, job, console),
             stdin=subprocess.DEVNULL,
@@ -113,6 +112,8 @@ def run(
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
+            if console.exists():
+                shutil.copy(console, image)  # of the last machine, to look at
         done = {end.environment for end in progress.ended}
         missing = [environment for environment in environments if environment not in done]
         if missing and not late.is_set():
