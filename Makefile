@@ -14,10 +14,10 @@ INIT := src/retort/_bin/retort-init
 RETORT := .venv/.retort
 CLIENTS := .venv-client/.packages .venv-client-1/.packages
 
-.PHONY: help setup check test bench docs serve demo fuzz clean clients
+.PHONY: help setup check test test-vm bench docs serve demo fuzz clean clients
 
 help:    ## list these verbs
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
 
 setup: $(RETORT) $(INIT)    ## install what is missing, build retort and retort-init into .venv
 
@@ -29,6 +29,9 @@ check: $(PACKAGES)    ## lint, format, types and architecture
 
 test: setup clients    ## run every test; T="..." is handed to pytest
 	.venv/bin/python -m pytest $(T)
+
+test-vm: $(INIT)    ## run what depends on the host in a virtual machine with cgroups v2
+	vm/test
 
 bench: setup    ## measure, each figure beside its floor
 	.venv/bin/python -m bench $(B)
@@ -46,7 +49,7 @@ fuzz:    ## throw nonsense at retort-init for a minute; needs clang
 	scripts/fuzz-init $(F)
 
 clean:    ## remove all that these verbs made
-	rm -rf .venv .venv-client .venv-client-1 build dist src/retort/_bin \
+	rm -rf .venv .venv-client .venv-client-1 build dist .cache/vm src/retort/_bin \
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests bench -name __pycache__ -prune -exec rm -rf {} +
 
