@@ -174,8 +174,11 @@ class _Progress:
 
 def _qemu(image: Path, job: Path, console: Path) -> list[str]:
     append = "root=/dev/vda rw console=ttyS0 panic=-1 mitigations=off quiet systemd.show_status=no"
+    # Whatever becomes of us, no machine stays.
+    bound = ("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setpriv") else ()
     return [
-        shutil.which("qemu-system-x86_64") or "qemu-system-x86_64",
+        *bound,
+        "qemu-system-x86_64",
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         # Emulation works everywhere, if slowly; kvm is for who knows that it works on theirs.
         # An old processor, as emulating the wide registers of a newer one makes it slower.
