@@ -11,7 +11,9 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
@@ -80,6 +82,7 @@ def run(
         MachineBroken: it did not boot, or ended before the job.
     """
     image = make_image()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and clean up
     with tempfile.TemporaryDirectory(prefix="retort-vm-") as name:
         folder = Path(name)
         job = folder / "job.tar"
