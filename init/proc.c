@@ -53,7 +53,7 @@ static bool read_stat(pid_t pid, struct process *process)
 	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
 	if (read_small(path, text, sizeof(text)) <= 0)
 		return false;
-	/* "pid (comm) state ppid pgrp session": comm is the program's choice, hence the last ')'. */
+	/* "pid (comm) state ppid pgrp session": comm is a program's choice, hence the last ')'. */
 	const char *after = strrchr(text, ')');
 	process->pid = pid;
 	return after && sscanf(after, ") %c %d %*d %d", &process->state, &process->parent,
