@@ -186,7 +186,7 @@ def _qemu(image: Path, job: Path, console: Path) -> list[str]:
         # Emulation works everywhere, if slowly; kvm is for who knows that it works on theirs.
         # An old processor, as emulating the wide registers of a newer one makes it slower.
         *("-machine", "q35", "-accel", os.environ.get("VM_ACCEL", "tcg"), "-cpu", "Nehalem"),
-        *("-smp", "2", "-m", "2048"),
+        *("-smp", "2", "-m", "4096"),  # more than a session asks for by default
         *("-kernel", str(image / "vmlinuz"), "-initrd", str(image / "initrd")),
         *("-append", f"{append} systemd.unified_cgroup_hierarchy=1"),
         *("-drive", f"file={image / 'disk.ext4'},format=raw,if=virtio,snapshot=on"),
