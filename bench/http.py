@@ -1,5 +1,7 @@
-"""A load generator that is not the bottleneck: one blocking keep-alive connection, no parsing
-beyond the status line and Content-Length."""
+"""A load generator that is not the bottleneck: one blocking keep-alive connection.
+
+Nothing is parsed beyond the status line and Content-Length.
+"""
 
 from __future__ import annotations
 

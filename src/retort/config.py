@@ -134,6 +134,8 @@ class Sandbox:
     host_uid_first: int = 1_900_000_000
     #: Host user ids for sessions, so many live at once at most; only used as root.
     host_uid_count: int = 65_536
+    #: Network of sessions: "none" has only its own loopback; "host" shares everything: trusted use.
+    network: str = "none"
     #: Other names of images: what a caller may ask for, and what it gets.
     image_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -152,12 +154,14 @@ class Runs:
     forget_s: float = 900.0
     #: Seconds a step may take; unset: no end.
     wall_s: float | None = None
+    #: Seconds of CPU time that a run's processes may use together; unset: no end.
+    cpu_s: float | None = None
+    #: Bytes that a step may print before it is ended; unset: no end, what is too much is cut.
+    output_bytes: int | None = None
     #: Runs of a session that may wait for their turn.
     max_queued_runs: int = 64
-    #: Characters of one input line or of a query's code.
-    input_chars: int = 524_288
-    #: Bytes of a session's log that are kept; the oldest go first.
-    log_bytes: int = 10 * MIB
+    #: Bytes of input that may wait for a program to read them.
+    input_bytes: int = MIB
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -190,9 +194,9 @@ class Config:
     @property
     def limits(self) -> Limits:
         """The limits of a session that asks for nothing."""
-        names = {field.name for field in dataclasses.fields(Limits)} - {"wall_s"}
+        names = {field.name for field in dataclasses.fields(Limits)}
         given = {name: getattr(self.sandbox, name) for name in names}
-        return Limits(**given, wall_s=self.runs.wall_s)
+        return Limits(**given)
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -414,6 +418,7 @@ def _check_ranges(config: Config) -> None:
             and sandbox.host_uid_first + sandbox.host_uid_count <= 4_294_967_295
         ),
         "sandbox.host_uid_count: must be at least 1": sandbox.host_uid_count < 1,
+        'sandbox.network: must be "none" or "host"': sandbox.network not in ("none", "host"),
         "runs.wall_s: must be above 0, or unset": config.runs.wall_s == 0,
     } | {
         # Zero would read as "no limit" to some of those that get it.

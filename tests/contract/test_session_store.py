@@ -39,7 +39,7 @@ async def test_what_is_added_is_found_whole(sessions: SessionStore) -> None:
         status=SessionStatus.TERMINATED,
         tag="a tag, 한국어",
         environ={"A": "1", "B": "ünï\n\x01", "C": ""},
-        limits=Limits(scratch_bytes=2**40, cpus=0.5, wall_s=1.25),
+        limits=Limits(scratch_bytes=2**40, cpus=0.5),
         resource_slots={"cpu": "1"},
         bootstrap_script="#!/bin/sh\necho 'hi'\n",
         num_queries=12,

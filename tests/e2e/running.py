@@ -123,5 +123,5 @@ async def has_process(argument: str) -> bool:
 
 async def wait_for(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(20):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110 - what it waits for is another process
             await asyncio.sleep(0.01)

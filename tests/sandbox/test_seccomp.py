@@ -59,6 +59,7 @@ CALLS = {
     "alg": (41, 38, 5, 0),
     "netlink audit": (41, 16, 3, 9),
     "a family that does not exist yet": (41, 4000, 1, 0),
+    "limits of another process": (302, 1, 7, BAD, 0),
     "TIOCSTI": (16, BAD, 0x5412, 0),
     "TIOCSTI behind high bits": (16, BAD, 0x5412 | 1 << 40, 0),
 }
@@ -106,6 +107,7 @@ def test_a_denied_call_fails_with_its_error(name: str) -> None:
         ("an internet socket of version 6", (41, 10, 1, 0)),
         ("a netlink socket about routes", (41, 16, 3, 0)),
         ("getpid", (39,)),
+        ("its own limits", (302, 0, 7, 0, 0)),
         ("a private file table", (272, 0x400)),
     ],
 )

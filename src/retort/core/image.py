@@ -113,9 +113,14 @@ class Catalogue:
 
     Args:
         images: an alias of a later one does not take a name from an earlier one.
+        aliases: the operator's own names and what they stand for; these do take a name.
+
+    Raises:
+        InvalidRequest: an operator's alias is malformed.
+        ImageNotFound: what it stands for is not there.
     """
 
-    def __init__(self, images: Iterable[Image]) -> None:
+    def __init__(self, images: Iterable[Image], aliases: Mapping[str, str] | None = None) -> None:
         self._images = tuple(images)
         self._by_ref: dict[ImageRef, Image] = {}
         for image in self._images:
@@ -123,6 +128,8 @@ class Catalogue:
         for image in self._images:
             for alias in image.aliases:
                 self._by_ref.setdefault(ImageRef.parse(alias), image)
+        given = {name: self.resolve(target) for name, target in (aliases or {}).items()}
+        self._by_ref |= {ImageRef.parse(name): image for name, image in given.items()}
 
     @property
     def images(self) -> tuple[Image, ...]:

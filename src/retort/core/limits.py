@@ -20,7 +20,6 @@ class Limits:
         open_files: RLIMIT_NOFILE of a step.
         file_bytes: RLIMIT_FSIZE of a step.
         stack_bytes: RLIMIT_STACK of a step.
-        wall_s: a step without an end is killed after this many seconds; None: never (spec R13).
     """
 
     scratch_bytes: int = 512 * MIB
@@ -32,7 +31,6 @@ class Limits:
     open_files: int = 4096
     file_bytes: int = 512 * MIB
     stack_bytes: int = 64 * MIB
-    wall_s: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,6 +41,9 @@ class Usage:
         wall_ns: from the program's start to its end, by the monotonic clock.
         user_us, system_us: CPU time of the main process and the children it waited for.
         max_rss_bytes: the largest resident set of any one of them (getrusage(2), ru_maxrss).
+        memory_peak_bytes: of all processes and files of the session together, where a control
+            group counts it; else 0.
+        processes_peak: at the same time, where a control group counts them; else 0.
         read_bytes, written_bytes: block input and output; 0 on a tmpfs.
         cut_chars: characters of output dropped over the cap of spec R10.
     """
@@ -54,6 +55,8 @@ class Usage:
     read_bytes: int = 0
     written_bytes: int = 0
     cut_chars: int = 0
+    memory_peak_bytes: int = 0
+    processes_peak: int = 0
 
     def plus(self, other: Usage) -> Usage:
         """Add two usages: times and bytes add up, peaks take the larger."""
@@ -65,4 +68,6 @@ class Usage:
             read_bytes=self.read_bytes + other.read_bytes,
             written_bytes=self.written_bytes + other.written_bytes,
             cut_chars=self.cut_chars + other.cut_chars,
+            memory_peak_bytes=max(self.memory_peak_bytes, other.memory_peak_bytes),
+            processes_peak=max(self.processes_peak, other.processes_peak),
         )

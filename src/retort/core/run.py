@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping
+from typing import TypeVar
 
 from retort.core.console import ConsoleItem
 from retort.core.limits import Usage
+
+N = TypeVar("N", int, float)
 
 BUILD_FAILED_EXIT = 127  #: exit code of `finished` when the build failed (R9)
 SESSION_DIED_EXIT = 130  #: exit code of `finished` when the session ended during the run (R15)
@@ -33,6 +36,29 @@ class Mode(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class RunLimits:
+    """What one run may take; None: no limit of its own. The server's own limits hold as well.
+
+    Attributes:
+        wall_s: from the start of its first step.
+        cpu_s: CPU time of all its processes together, over all of its steps.
+        output_bytes: printed by one step on both streams; more ends the step.
+    """
+
+    wall_s: float | None = None
+    cpu_s: float | None = None
+    output_bytes: int | None = None
+
+    def stricter(self, other: RunLimits) -> RunLimits:
+        """Give the smaller of each."""
+        return RunLimits(
+            _least(self.wall_s, other.wall_s),
+            _least(self.cpu_s, other.cpu_s),
+            _least(self.output_bytes, other.output_bytes),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RunRequest:
     """One execute call, parsed.
 
@@ -41,6 +67,9 @@ class RunRequest:
         run_id: None draws a random one (R1).
         has_clean: whether `options` had a `clean` key; it decides on `clean-finished` (R6).
         clean, build, exec: shell commands; None: skipped; "*": the image's default (spec 5.1).
+        limits: additive option `limits` of the batch object.
+        keeps_background: what exec leaves running lives on, for those who want a server in their
+            session (additive option `keepBackground`).
     """
 
     mode: Mode
@@ -50,6 +79,8 @@ class RunRequest:
     clean: str | None = None
     build: str | None = None
     exec: str | None = None
+    limits: RunLimits = RunLimits()
+    keeps_background: bool = False
 
 
 class Status(enum.Enum):
@@ -81,6 +112,8 @@ class Answer:
 
     Attributes:
         is_cancelled: the session died during the run (R15).
+        verdict: on the step that this answer reports the end of; None when none ran.
+        walls: what this host enforced on it, by name; comes with a verdict.
     """
 
     run_id: str
@@ -89,6 +122,8 @@ class Answer:
     console: tuple[ConsoleItem, ...] = ()
     files: tuple[OutputFile, ...] = ()
     is_cancelled: bool = False
+    verdict: StepResult | None = None
+    walls: Mapping[str, str] | None = None
 
 
 class Phase(enum.Enum):
@@ -104,9 +139,21 @@ class Outcome(enum.Enum):
 
     EXITED = "exited"  #: by itself; exit_code may be non-zero
     SIGNALLED = "signalled"  #: by a signal Retort did not send
-    TIMED_OUT = "timed-out"  #: the wall limit ran out; Retort killed it
+    TIMED_OUT = "timed-out"  #: its time ran out, by the wall clock or of CPU; Retort killed it
+    OUT_OF_MEMORY = "out-of-memory"  #: the host kernel killed of it, at the session's limit
+    PIDS_LIMIT = "pids-limit"  #: it failed after forks were refused by the process limit
+    DISK_FULL = "disk-full"  #: it failed with the session's file space used up
+    OUTPUT_LIMIT = "output-limit"  #: it printed more than it may; Retort killed it
     CANCELLED = "cancelled"  #: the session was destroyed or restarted
     INFRASTRUCTURE = "infrastructure"  #: the sandbox or the host failed; never the program's fault
+
+
+class Stop(enum.Enum):
+    """Why Retort ended a step before its time."""
+
+    WALL = "wall"  #: its wall-clock limit
+    CPU = "cpu"  #: its limit of CPU time, over all its processes
+    OUTPUT = "output"  #: it printed more than it may
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -116,20 +163,19 @@ class StepResult:
     Attributes:
         exit_code: 0-255; 128+n when signal n ended it (D6); negative: our fault.
         signal: its number when one ended it, else None.
+        stop: why Retort ended it before its time, if it did.
     """
 
     outcome: Outcome
     exit_code: int
     signal: int | None = None
     usage: Usage = Usage()
+    stop: Stop | None = None
 
 
-def step_result(wait_status: int, usage: Usage) -> StepResult:
-    """Read a wait status (wait(2)): exit code as it is, a signal *n* as 128+*n*."""
-    signal = wait_status & 0x7F
-    if signal:
-        return StepResult(Outcome.SIGNALLED, 128 + signal, signal, usage)
-    return StepResult(Outcome.EXITED, (wait_status >> 8) & 0xFF, None, usage)
+def _least(one: N | None, other: N | None) -> N | None:
+    given = [value for value in (one, other) if value is not None]
+    return min(given, default=None)
 
 
 # --- the machine ----------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from retort.core.session import Session
 from retort.errors import SandboxFault, SessionNotFound
 from retort.node.files import FileLimits, SessionFiles
 from retort.node.leftovers import remember
+from retort.node.places import Place, Places
 from retort.node.runner import Runner, RunSettings
 from retort.node.watched_run import WatchedRun
 from retort.sandbox.host_uids import HostUids
@@ -38,6 +39,7 @@ log = structlog.get_logger()
 CONNECT_S = 10.0
 SWEEP_S = 30.0  # how often ended runs that nobody fetched are looked for
 BOOTSTRAP_S = 300.0
+NPROC_MARGIN = 128  # between the group's limit of processes and the second wall, RLIMIT_NPROC
 RESTART_S = 10.0  # a process that outlives its SIGKILL for so long sits in the kernel
 
 
@@ -51,6 +53,7 @@ class _Held:
     runner: Runner
     files: SessionFiles
     host_uid: int | None
+    place: Place
 
 
 class LocalNode:
@@ -59,6 +62,8 @@ class LocalNode:
     Args:
         folder: where sandboxes have their sockets; the server's own, mode 0700.
         host_uids: None when the server is not root.
+        places: makes the control groups of sessions.
+        shares_network: sessions have the host's network.
         on_lost: told when a session's sandbox ended by itself, with the reason.
     """
 
@@ -72,6 +77,8 @@ class LocalNode:
         runs: RunSettings,
         files: FileLimits,
         flush_s: float,
+        places: Places,
+        shares_network: bool,
         on_lost: Callable[[uuid.UUID, str], None],
     ) -> None:
         self._launcher = launcher
@@ -81,6 +88,8 @@ class LocalNode:
         self._run_settings = runs
         self._file_limits = files
         self._flush_s = flush_s
+        self._places = places
+        self._shares_network = shares_network
         self._on_lost = on_lost
         self._held: dict[uuid.UUID, _Held] = {}
         self._clearing: set[asyncio.Task[None]] = set()  # what is left of lost sessions
@@ -93,21 +102,25 @@ class LocalNode:
         host_uid = self._host_uids.acquire() if self._host_uids is not None else None
         folder = self._folder / str(session.id)
         sandbox: Sandbox | None = None
+        client: InitClient | None = None
         try:
-            sandbox = await self._launcher.start(_spec(session, host_uid), folder)
+            spec = _spec(session, host_uid, shares_network=self._shares_network)
+            sandbox = await self._launcher.start(spec, folder)
             remember(sandbox)
             client = await InitClient.connect(
                 os.fsencode(sandbox.socket_path),
                 timeout_s=CONNECT_S,
                 on_lost=lambda exc: self._lost(session.id, exc),
             )
+            place = await self._places.make(str(session.id), session.limits, sandbox.pid, client)
         except BaseException:
-            await self._clear(sandbox, folder, host_uid)
+            if client is not None:
+                client.close()
+            await self._clear(sandbox, folder, host_uid, None)
             raise
-        held = self._hold(session, image, sandbox, client, host_uid)
+        held = self._hold(session, image, sandbox, client, host_uid, place)
         self._held[session.id] = held
         try:
-            os.close((await client.prepare()).pidfd)
             if session.bootstrap_script:
                 await self._bootstrap(held, session.bootstrap_script)
             if session.id not in self._held:
@@ -125,13 +138,14 @@ class LocalNode:
         held.runner.cancel_all()
         held.client.close()
         usage = held.runner.usage
-        await self._clear(held.sandbox, held.sandbox.folder, held.host_uid)
+        await self._clear(held.sandbox, held.sandbox.folder, held.host_uid, held.place)
         return usage
 
     async def restart(self, session_id: uuid.UUID) -> None:
         """Kill every process of a session; its files are its sandbox's and stay."""
         held = self._find(session_id)
         held.runner.cancel_all()
+        held.runner.end_background()
         try:
             async with asyncio.timeout(RESTART_S):
                 await held.runner.settled()
@@ -154,6 +168,7 @@ class LocalNode:
                 log.error("session.unended", reason=str(result))
         await asyncio.gather(*self._clearing, return_exceptions=True)
         self._launcher.close()
+        await asyncio.to_thread(self._places.close)
 
     async def sweep_forever(self) -> None:
         """Drop what nobody fetched (R16): one timer for all sessions."""
@@ -211,18 +226,22 @@ class LocalNode:
         sandbox: Sandbox,
         client: InitClient,
         host_uid: int | None,
+        place: Place,
     ) -> _Held:
-        settings = dataclasses.replace(self._run_settings, wall_s=session.limits.wall_s)
         runner = Runner(
             client,
             image,
             environment(session.environ),
-            _rlimits(session.limits, has_own_uid=host_uid is not None),
-            settings,
+            _rlimits(
+                session.limits,
+                has_own_uid=host_uid is not None,
+                has_group=place.group is not None,
+            ),
+            self._run_settings,
+            place,
         )
-        return _Held(
-            session, sandbox, client, runner, SessionFiles(client, self._file_limits), host_uid
-        )
+        files = SessionFiles(client, self._file_limits)
+        return _Held(session, sandbox, client, runner, files, host_uid, place)
 
     async def _bootstrap(self, held: _Held, script: str) -> None:
         """Run the user's bootstrap script before the session is ready (spec 7.1).
@@ -247,7 +266,7 @@ class LocalNode:
         held.runner.broken(reason)
         del self._held[session_id]
         self._on_lost(session_id, reason)  # at once: its name must not lead to a dead session
-        clearing = self._clear(held.sandbox, held.sandbox.folder, held.host_uid)
+        clearing = self._clear(held.sandbox, held.sandbox.folder, held.host_uid, held.place)
         task = asyncio.ensure_future(clearing)
         self._clearing.add(task)
         task.add_done_callback(self._cleared)
@@ -257,15 +276,19 @@ class LocalNode:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("session.unended", reason=str(error))
 
-    async def _clear(self, sandbox: Sandbox | None, folder: Path, host_uid: int | None) -> None:
+    async def _clear(
+        self, sandbox: Sandbox | None, folder: Path, host_uid: int | None, place: Place | None
+    ) -> None:
         if sandbox is not None:
             await self._launcher.kill(sandbox)
+        if place is not None:
+            await self._places.clear(place)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         if self._host_uids is not None and host_uid is not None:
             self._host_uids.release(host_uid)
 
 
-def _spec(session: Session, host_uid: int | None) -> SandboxSpec:
+def _spec(session: Session, host_uid: int | None, *, shares_network: bool) -> SandboxSpec:
     limits = session.limits
     return SandboxSpec(
         hostname="main1",
@@ -273,18 +296,32 @@ def _spec(session: Session, host_uid: int | None) -> SandboxSpec:
         tmp_bytes=limits.tmp_bytes,
         shm_bytes=limits.shm_bytes,
         host_uid=host_uid,
+        shares_network=shares_network,
     )
 
 
-def _rlimits(limits: Limits, *, has_own_uid: bool) -> tuple[tuple[int, int, int], ...]:
+def _rlimits(
+    limits: Limits, *, has_own_uid: bool, has_group: bool
+) -> tuple[tuple[int, int, int], ...]:
     """Give each program's limits for setrlimit(2): soft and hard alike."""
     wanted = {
-        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CORE: _core_limit(),
         resource.RLIMIT_NOFILE: limits.open_files,
         resource.RLIMIT_FSIZE: limits.file_bytes,
         resource.RLIMIT_STACK: limits.stack_bytes,
         resource.RLIMIT_MEMLOCK: 64 * 1024,
     }
     if has_own_uid:  # the kernel counts processes by uid: a shared one counts everybody's
-        wanted[resource.RLIMIT_NPROC] = limits.processes
+        # A group's limit comes first, for it also counts what it refuses.
+        wanted[resource.RLIMIT_NPROC] = limits.processes + (NPROC_MARGIN if has_group else 0)
     return tuple((number, value, value) for number, value in wanted.items())
+
+
+def _core_limit() -> int:
+    """Give the limit under which no core is ever written, nor piped to a handler of the host.
+
+    A piped `core_pattern` is run whatever the limit, unless that is exactly 1 byte, which is also
+    too little for any file (core(5), fs/coredump.c). Where it cannot be raised to that, 0.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    return 1 if hard == resource.RLIM_INFINITY or hard >= 1 else 0

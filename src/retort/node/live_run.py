@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+from collections.abc import Mapping
 
 from retort.core.console import Console
 from retort.core.run import (
@@ -14,6 +15,7 @@ from retort.core.run import (
     Outcome,
     OutputFile,
     Report,
+    RunLimits,
     RunState,
     Stage,
     Status,
@@ -33,11 +35,25 @@ class LiveRun:
         last_call: when a caller last asked, by the loop's clock, in seconds.
         is_gone: its last answer was taken.
         is_abandoned: its only watcher went away; no further step starts.
+        cpu_us: what its ended steps used, for its limit.
     """
 
-    def __init__(self, run_id: str, state: RunState, *, output_chars: int) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        state: RunState,
+        *,
+        output_chars: int,
+        limits: RunLimits | None = None,
+        keeps_background: bool = False,
+        walls: Mapping[str, str] | None = None,
+    ) -> None:
         self.run_id = run_id
         self.state = state
+        self.limits = limits or RunLimits()
+        self.keeps_background = keeps_background
+        self.cpu_us = 0
+        self._walls = walls
         self.console = Console(output_chars)
         self.is_blocked = False
         self.waits = 0
@@ -81,6 +97,8 @@ class LiveRun:
                 files,
                 is_cancelled=report.result is not None
                 and report.result.outcome is Outcome.CANCELLED,
+                verdict=report.result,
+                walls=self._walls if report.result is not None else None,
             )
         )
         self.wake()

@@ -31,26 +31,28 @@ from retort.core.run import (
     Mode,
     Outcome,
     OutputFile,
-    Phase,
     Report,
+    RunLimits,
     RunRequest,
     RunState,
     Stage,
     StartStep,
     StepEnded,
     StepResult,
+    Stop,
     TimeUp,
     advance,
-    step_result,
 )
+from retort.core.verdict import Counters, judge
 from retort.errors import LimitExceeded, RunNotFound, SandboxFault
 from retort.node.input_watch import InputWatch
 from retort.node.live_run import LiveRun
 from retort.node.output_files import changed_since
-from retort.node.pipes import StepPipes
+from retort.node.places import Place
 from retort.node.plan import plan_of
+from retort.node.step import RLimits, Step, Stepper
 from retort.sandbox import protocol
-from retort.sandbox.init import ExecStep, InitClient, Started, StepExit, StepNotStarted
+from retort.sandbox.init import InitClient, Started, StepExit, StepNotStarted
 from retort.sandbox.protocol import Scope
 
 log = structlog.get_logger()
@@ -68,29 +70,7 @@ class RunSettings:
     max_queued: int = 64
     max_kept: int = 256
     input_bytes: int = 1024 * 1024
-    wall_s: float | None = None
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class _Step:
-    """The program that runs now; its run may have ended already, and it is being killed."""
-
-    number: int
-    order: StartStep
-    pipes: StepPipes
-    run: LiveRun
-    cut_before: int
-    watch: InputWatch | None = None  # of exec, which alone has input
-    is_started: bool = False
-    is_repeated: bool = False
-    is_interrupted: bool = False
-
-    def close(self) -> None:
-        """Take what was printed so far, and no more."""
-        if self.watch is not None:
-            self.watch.close()
-        self.pipes.drain()
-        self.pipes.close()
+    limits: RunLimits = RunLimits()
 
 
 class Runner:
@@ -100,6 +80,7 @@ class Runner:
         client: the session's init.
         environment: the whole environment of its programs.
         rlimits: (resource, soft, hard) of each program, as setrlimit(2) takes them.
+        place: where they run; without one, nothing counts or caps them as a whole.
     """
 
     def __init__(
@@ -107,23 +88,30 @@ class Runner:
         client: InitClient,
         image: Image,
         environment: Mapping[str, str],
-        rlimits: tuple[tuple[int, int, int], ...],
+        rlimits: RLimits,
         settings: RunSettings,
+        place: Place | None = None,
     ) -> None:
         self._client = client
+        self._place = place or Place()
         self._image = image
-        self._environment = environment
-        self._rlimits = rlimits
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._runs: dict[str, LiveRun] = {}
         self._queue: collections.deque[LiveRun] = collections.deque()
         self._delivered: collections.deque[LiveRun] = collections.deque(maxlen=8)
         self._current: LiveRun | None = None
-        self._step: _Step | None = None
-        self._last_number = 0
+        self._step: Step | None = None
         self._settled: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stepper = Stepper(
+            client,
+            environment,
+            rlimits,
+            self._place,
+            spawn=self._later,
+            on_limit=self._limit_reached,
+        )
         self.usage = Usage()  #: of all steps that ended
         self.last_used = self._loop.time()  #: when a caller or a program last did something
 
@@ -230,6 +218,12 @@ class Runner:
         for run in self._take_all():
             self._advance(run, Cancelled())
 
+    def end_background(self) -> None:
+        """Kill what earlier runs were asked to leave running."""
+        if self._stepper.keeps_background:
+            self._stepper.keeps_background = False
+            self._kill(0, signal.SIGKILL, Scope.EVERYTHING)
+
     async def settled(self) -> None:
         """Wait until no program of this session is left."""
         while self._step is not None:
@@ -272,6 +266,9 @@ class Runner:
             request.run_id or secrets.token_hex(16),
             RunState(plan_of(request, self._image)),
             output_chars=self._settings.output_chars,
+            limits=self._settings.limits.stricter(request.limits),
+            keeps_background=request.keeps_background,
+            walls=self._place.walls,
         )
         run.last_call = self._loop.time()
         self._runs[run.run_id] = run
@@ -286,9 +283,9 @@ class Runner:
         while self._current is None and self._step is None and self._queue:
             run = self._current = self._queue.popleft()
             run.began_at = time.time()
-            if self._settings.wall_s is not None:
+            if run.limits.wall_s is not None:
                 run.deadline = self._loop.call_later(
-                    self._settings.wall_s, self._advance, run, TimeUp()
+                    run.limits.wall_s, self._out_of_time, run, Stop.WALL
                 )
             self._advance(run, Begun())
 
@@ -308,6 +305,20 @@ class Runner:
                     run.close_answer(order, files if order.status.ends_run else ())
         if run.is_ended:
             self._ended(run)
+
+    def _out_of_time(self, run: LiveRun, why: Stop) -> None:
+        if self._step is not None and self._step.run is run and self._step.stop is None:
+            self._step.stop = why
+        self._advance(run, TimeUp())
+
+    def _limit_reached(self, step: Step, why: Stop) -> None:
+        if self._step is not step or step.stop is not None:
+            return
+        if why is Stop.CPU:
+            self._out_of_time(step.run, why)
+        else:
+            step.stop = why
+            self._kill(step.number, signal.SIGKILL, Scope.EVERYTHING)
 
     def _ended(self, run: LiveRun) -> None:
         if run.deadline is not None:
@@ -332,45 +343,31 @@ class Runner:
     # --- steps --------------------------------------------------------------------------
 
     def _start_step(self, run: LiveRun, order: StartStep, *, is_repeated: bool = False) -> None:
-        self._last_number += 1
-        has_input = order.phase is Phase.EXEC
-        try:
-            pipes = StepPipes(self._loop, run.console.feed, with_stdin=has_input)
-        except OSError as exc:  # our descriptors ran out: not the program's fault
-            self._later(self._fail_step(run, f"pipes: {exc}"))
+        placed = self._place.placed
+        if placed is not None and not placed.done():  # only before a session's first program
+            self._later(self._start_placed(run, order, placed))
             return
-        step = _Step(self._last_number, order, pipes, run, run.console.cut_chars)
-        step.is_repeated = is_repeated
-        program = ExecStep(
-            number=step.number,
-            argv=order.argv,
-            env=self._environment,
-            cwd=HOME,
-            rlimits=self._rlimits,
-            tag=run.run_id.encode("utf-8", "replace")[:128],
-            stdio=pipes.stdio,
-            held=pipes.held,
-        )
         try:
-            started = self._client.exec(program, lambda end: self._step_exited(step, end))
-        except (SandboxFault, ValueError, OSError) as exc:
-            pipes.close()
+            if placed is not None:
+                placed.result()
+            step, started = self._stepper.start(run, order, self._step_exited)
+        except (SandboxFault, ValueError, OSError) as exc:  # not the program's fault
             self._later(self._fail_step(run, str(exc)))
             return
+        step.is_repeated = is_repeated
         self._step = step
-        pipes.started()
         started.add_done_callback(lambda f: self._step_started(step, f))
-        if has_input:
-            number = step.number
-            step.watch = InputWatch(
-                self._loop, run, pipes, lambda: self._client.is_waiting(number), self._later
-            )
-            if run.typed:
-                pipes.write(bytes(run.typed))
-            if run.is_watched:
-                step.watch.look_soon()
 
-    def _step_started(self, step: _Step, future: asyncio.Future[Started]) -> None:
+    async def _start_placed(
+        self, run: LiveRun, order: StartStep, placed: asyncio.Future[None]
+    ) -> None:
+        await asyncio.wait((placed,))
+        if run.state.is_timed_out:
+            self._advance(run, StepEnded(StepResult(Outcome.TIMED_OUT, 0, stop=Stop.WALL)))
+        elif not run.is_ended:
+            self._start_step(run, order)
+
+    def _step_started(self, step: Step, future: asyncio.Future[Started]) -> None:
         if future.cancelled() or self._step is not step:
             return
         error = future.exception()
@@ -384,7 +381,7 @@ class Runner:
         if step.run.is_ended:
             self._begin_next()
         elif _never_ran(error) and step.is_interrupted:  # by that; its program shall not run now
-            self._advance(step.run, StepEnded(step_result(signal.SIGINT, Usage())))
+            self._advance(step.run, StepEnded(judge(signal.SIGINT, Usage(), Counters(), None)))
         elif _never_ran(error) and not step.is_repeated:
             self._start_step(step.run, step.order, is_repeated=True)
         else:
@@ -401,20 +398,20 @@ class Runner:
         log.error("step.failed", run=run.run_id, reason=reason)
         self._advance(run, StepEnded(StepResult(Outcome.INFRASTRUCTURE, OUR_FAULT_EXIT)))
 
-    def _step_exited(self, step: _Step, end: StepExit) -> None:
+    def _step_exited(self, step: Step, end: StepExit) -> None:
         if self._step is not step:
             return
         run = step.run
         step.close()
         self._forget_step()
-        usage = _usage_of(end, run.console.cut_chars - step.cut_before)
-        self.usage = self.usage.plus(usage)
+        result = self._stepper.judge(step, end)
+        self.usage = self.usage.plus(result.usage)
+        run.cpu_us += result.usage.user_us + result.usage.system_us
         self.last_used = self._loop.time()
         if run.is_ended:  # cancelled meanwhile
             self._begin_next()
             self._later(self._tidy(step.number))
             return
-        result = step_result(end.wait_status, usage)
         log.debug("step.ended", run=run.run_id, phase=step.order.phase.value,
                   outcome=result.outcome.value, exit_code=result.exit_code)  # fmt: skip
         following, _ = advance(run.state, StepEnded(result))
@@ -454,18 +451,6 @@ class Runner:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _usage_of(end: StepExit, cut_chars: int) -> Usage:
-    return Usage(
-        wall_ns=max(0, end.ended_ns - end.started_ns),
-        user_us=end.user_us,
-        system_us=end.system_us,
-        max_rss_bytes=end.max_rss_kib * 1024,
-        read_bytes=end.usage.in_blocks * 512,
-        written_bytes=end.usage.out_blocks * 512,
-        cut_chars=cut_chars,
-    )
 
 
 def _ignore(future: asyncio.Future[None]) -> None:

@@ -766,12 +766,19 @@ def _host_pid(pidfd: int) -> int:
 
 
 async def _connect(path: str | bytes) -> socket.socket:
+    folder, name = os.path.split(os.fsencode(path))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     sock.setblocking(False)
     try:
+        # Through a descriptor, as the name of a unix socket is cut at 107 bytes (unix(7)).
+        place = os.open(folder or b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except BaseException:
+        sock.close()
+        raise
+    try:
         while True:
             try:
-                sock.connect(path)
+                sock.connect(b"/proc/self/fd/%d/%s" % (place, name))
             except BlockingIOError:
                 # Backlog full. Unix sockets do not finish such a connect later (unix(7)).
                 await asyncio.sleep(_CONNECT_RETRY_S)
@@ -780,3 +787,5 @@ async def _connect(path: str | bytes) -> socket.socket:
     except BaseException:
         sock.close()
         raise
+    finally:
+        os.close(place)

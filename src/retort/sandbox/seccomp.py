@@ -145,6 +145,8 @@ def _add_rules(library: ctypes.CDLL, context: int) -> None:
         errno.EPROTONOSUPPORT,
         [_Comparison(0, _MASKED_EQ, _INT, _AF_NETLINK), _Comparison(2, _NE, _NETLINK_ROUTE, 0)],
     )
+    # By number it reaches init, which has the programs' uid: no CPU time left would end it.
+    deny("prlimit64", errno.EPERM, [_Comparison(0, _NE, 0), _Comparison(2, _NE, 0)])
     for request in (_TIOCSTI, _TIOCLINUX):
         deny("ioctl", errno.EPERM, [_Comparison(1, _MASKED_EQ, _INT, request)])
 

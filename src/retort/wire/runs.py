@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from retort.errors import InvalidRequest
 from retort.wire.bodies import decode_object
 from retort.wire.params import Params
 from retort.wire.percent import printable
+from retort.wire.verdicts import UsageObject, Verdict, parse_limits, verdict_of
 
 MAX_RUN_ID = 128  #: characters; clients draw 32 or 64
 MAX_MESSAGE_BYTES = 3_670_016  #: 3.5 MiB; the client drops a connection above 4 MiB
@@ -97,6 +98,8 @@ def _request(mode: Mode, run_id: str | None, params: Params) -> RunRequest:
         _command(options, "clean"),
         _command(options, "build"),
         _command(options, "exec"),
+        parse_limits(options),
+        options.boolean("keepBackground"),
     )
 
 
@@ -126,12 +129,27 @@ def _command(options: Params, name: str) -> str | None:
     return command
 
 
+class _Additive(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """Keys that the original does not know; they come with the end of a step (docs/wire.md)."""
+
+    outcome: str | msgspec.UnsetType = msgspec.UNSET
+    signal: str | msgspec.UnsetType | None = msgspec.UNSET
+    limit: str | msgspec.UnsetType | None = msgspec.UNSET
+    retry_safe: bool | msgspec.UnsetType = msgspec.UNSET
+    usage: UsageObject | msgspec.UnsetType = msgspec.UNSET
+    walls: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+
+
+def _additive(verdict: Verdict | None) -> dict[str, Any]:
+    return {} if verdict is None else msgspec.structs.asdict(verdict)
+
+
 class _File(msgspec.Struct, frozen=True):
     name: str
     url: str
 
 
-class _Message(msgspec.Struct, frozen=True):
+class _Message(_Additive, frozen=True):
     """What a stream sends."""
 
     status: str
@@ -141,7 +159,7 @@ class _Message(msgspec.Struct, frozen=True):
     files: Sequence[_File]
 
 
-class _Result(msgspec.Struct, frozen=True):
+class _Result(_Additive, frozen=True):
     """What a call is answered (specification 5.2)."""
 
     run_id: str = msgspec.field(name="runId")
@@ -167,6 +185,7 @@ def execute_answer(answer: Answer, *, file_url: FileUrl) -> bytes:
                 answer.console,
                 _options(answer),
                 _files(answer, file_url),
+                **_additive(verdict_of(answer)),
             )
         )
     )
@@ -201,6 +220,7 @@ def stream_messages(
         answer.console,
         _options(answer),
         _files(answer, file_url),
+        **_additive(verdict_of(answer)),
     )
     message = _encode(last)
     if len(message) <= limit:

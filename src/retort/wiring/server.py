@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
@@ -26,12 +27,15 @@ from retort.api.sessions import SessionRoutes
 from retort.api.stream import StreamRoutes
 from retort.config import Config
 from retort.core.image import Catalogue
+from retort.core.run import RunLimits
 from retort.errors import RetortError, SandboxFault
 from retort.node.agent import LocalNode
 from retort.node.files import FileLimits
 from retort.node.leftovers import end_leftovers
+from retort.node.places import Places
 from retort.node.runner import RunSettings
 from retort.placement.local import LocalPlacement, machine_memory_bytes
+from retort.sandbox.cgroup import find
 from retort.sandbox.host_uids import HostUids
 from retort.sandbox.images import host_catalogue
 from retort.sandbox.launcher import Launcher
@@ -104,11 +108,10 @@ async def _serve(
 ) -> RunningServer:
     clock = SystemClock()
     http, runs = config.http, config.runs
-    catalogue = await asyncio.to_thread(host_catalogue)
+    found = await asyncio.to_thread(host_catalogue)
+    catalogue = Catalogue(found.images, config.sandbox.image_aliases)
     node = await _local_node(config, catalogue, lambda sid, why: sessions.lost(sid, why))
-    placement = LocalPlacement(
-        node, memory_bytes=machine_memory_bytes(), cpus=os.cpu_count() or 1
-    )
+    placement = LocalPlacement(node, memory_bytes=machine_memory_bytes(), cpus=os.cpu_count() or 1)
     sessions = SessionService(SqlSessions(database), placement, catalogue, clock, config.limits)
     await sessions.bury("server-ended")
     run_service = RunService(sessions, placement, poll_s=runs.poll_s)
@@ -171,9 +174,13 @@ async def _local_node(
     base = await asyncio.to_thread(build, config.state.folder, init_program())
     seccomp = await asyncio.to_thread(compile_filter) if is_available() else None
     launcher = Launcher(Path(bwrap), base, seccomp=seccomp)
+    # Named after the folder, so that the next server on it finds what this one leaves.
+    tag = hashlib.sha256(os.fsencode(config.state.folder.resolve())).hexdigest()[:12]
+    groups = await asyncio.to_thread(find, tag)
     folder = config.state.folder / "sessions"
     folder.mkdir(mode=0o700, exist_ok=True)
     await end_leftovers(launcher, folder)
+    await asyncio.to_thread(groups.sweep)
     is_root = os.geteuid() == 0
     sandbox, http, runs = config.sandbox, config.http, config.runs
     return LocalNode(
@@ -185,8 +192,8 @@ async def _local_node(
             output_chars=runs.output_chars,
             forget_s=runs.forget_s,
             max_queued=runs.max_queued_runs,
-            input_bytes=runs.input_chars,
-            wall_s=runs.wall_s,
+            input_bytes=runs.input_bytes,
+            limits=RunLimits(runs.wall_s, runs.cpu_s, runs.output_bytes),
         ),
         files=FileLimits(
             max_upload_file_bytes=http.upload_file_bytes,
@@ -195,8 +202,20 @@ async def _local_node(
             max_part_bytes=http.download_part_bytes,
         ),
         flush_s=runs.flush_s,
+        places=Places(groups, _walls(config, has_filter=seccomp is not None)),
+        shares_network=sandbox.network == "host",
         on_lost=on_lost,
     )
+
+
+def _walls(config: Config, *, has_filter: bool) -> dict[str, str]:
+    """Say what stands around every session, besides its control group."""
+    return {
+        "namespaces": "bubblewrap",
+        "seccomp": "deny-list" if has_filter else "none",
+        "uid": "own" if os.geteuid() == 0 else "shared",
+        "network": "loopback" if config.sandbox.network == "none" else "host",
+    }
 
 
 async def _refresh_forever(keys: KeyRing) -> None:
@@ -252,4 +271,3 @@ def _secret(folder: Path) -> bytes:
         with os.fdopen(fd, "wb") as file:
             file.write(made)
         return made
-

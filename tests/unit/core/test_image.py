@@ -92,3 +92,13 @@ def test_every_kind_has_all_commands(kind: ImageKind) -> None:
     argv = image.query_argv("code")
     assert argv is not None
     assert argv[-1] == "code"
+
+
+def test_an_operators_alias_takes_a_name() -> None:
+    gcc = Image(ImageRef.parse("gcc:12"), ImageKind.C, ("c",))
+    bash = Image(ImageRef.parse("bash:5"), ImageKind.BASH, ("shell",))
+    catalogue = Catalogue([gcc, bash], {"c": "shell", "mine": "gcc:12"})
+    assert catalogue.resolve("c") is bash
+    assert catalogue.resolve("mine") is gcc
+    with pytest.raises(ImageNotFound):
+        Catalogue([gcc], {"x": "nothing"})

@@ -8,7 +8,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from retort.core.limits import Usage
 from retort.core.run import (
     Begun,
     Cancelled,
@@ -27,7 +26,6 @@ from retort.core.run import (
     StepResult,
     TimeUp,
     advance,
-    step_result,
 )
 
 OK = StepEnded(StepResult(Outcome.EXITED, 0))
@@ -289,16 +287,3 @@ def test_r15_a_waiting_run_has_nothing_to_kill() -> None:
 def test_a_query_reports_its_end_only() -> None:
     plan = Plan({EXEC: ("sh",)}, reports_clean=False, reports_build=False)
     assert told(plan, Begun(), FAILS) == [EXEC, (Status.FINISHED, 3)]
-
-
-@pytest.mark.parametrize("code", range(256))
-def test_an_exit_code_is_read_from_a_wait_status(code: int) -> None:
-    assert step_result(code << 8, Usage()) == StepResult(Outcome.EXITED, code)
-
-
-@pytest.mark.parametrize("core", [0, 0x80])
-@pytest.mark.parametrize("signal", range(1, 65))
-def test_a_signal_is_128_more_with_or_without_a_core(signal: int, core: int) -> None:
-    assert step_result(signal | core, Usage()) == StepResult(
-        Outcome.SIGNALLED, 128 + signal, signal
-    )

@@ -16,9 +16,13 @@ from retort.errors import ImageNotFound, SandboxFault, SessionNotFound
 from retort.node import agent
 from retort.node.agent import LocalNode
 from retort.node.files import FileLimits
+from retort.node.places import Places
 from retort.node.runner import RunSettings
+from retort.sandbox.cgroup import Groups
 from retort.sandbox.host_uids import HostUids
-from retort.sandbox.launcher import Identity, Sandbox, SandboxSpec
+from retort.sandbox.launcher import Identity, Sandbox
+from retort.sandbox.session_group import Mode as GroupMode
+from retort.sandbox.view import SandboxSpec
 
 
 class Launcher:
@@ -57,6 +61,8 @@ async def node(launcher: Launcher, tmp_path: Path) -> LocalNode:
         runs=RunSettings(),
         files=FileLimits(),
         flush_s=0.2,
+        places=Places(Groups(GroupMode.NONE, {}), {}),
+        shares_network=False,
         on_lost=lambda session_id, reason: None,
     )
 

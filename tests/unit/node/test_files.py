@@ -12,7 +12,6 @@ import socket
 import stat
 import subprocess
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -595,33 +594,6 @@ async def test_entries_that_vanish_meanwhile_are_left_out(files: SessionFiles, r
     finally:
         ended.set()
         thread.join()
-
-
-@pytest.mark.slow
-async def test_listing_ten_thousand_costs_at_most_twice_scandir_and_stat(
-    tree: FolderTree, root: Path
-) -> None:
-    for number in range(10_000):
-        (root / f"{number}").touch()
-    files = SessionFiles(tree, FileLimits())
-
-    def plain() -> float:
-        began = time.perf_counter()
-        with os.scandir(root) as entries:
-            kept = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
-        assert len(kept) == 10_000
-        return time.perf_counter() - began
-
-    async def ours() -> float:
-        began = time.perf_counter()
-        assert len((await files.listing(".")).entries) == 10_000
-        return time.perf_counter() - began
-
-    plains, listings = [], []
-    for _ in range(7):
-        plains.append(plain())
-        listings.append(await ours())
-    assert min(listings) <= 2 * min(plains)
 
 
 # --- download -------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from retort.core.image import Image, ImageKind, ImageRef
-from retort.core.run import Answer, Mode, RunRequest, Status
+from retort.core.run import Answer, Mode, RunLimits, RunRequest, Status
 from retort.errors import LimitExceeded, RunNotFound, SandboxFault
 from retort.node import runner as module
+from retort.node import step as step_module
 from retort.node.runner import Runner, RunSettings
 from retort.node.watched_run import WatchedRun
 from retort.sandbox.init import ExecStep, Started, StepExit, StepNotStarted, StepUsage
@@ -176,7 +177,7 @@ async def test_without_descriptors_a_run_ends_as_our_failure(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "too many")
 
-    monkeypatch.setattr(module, "StepPipes", refuse)
+    monkeypatch.setattr(step_module, "StepPipes", refuse)
     await begun(runner)
     await settle()
     assert (await runner.execute(going_on(), SOON)).exit_code == -1
@@ -266,7 +267,7 @@ async def test_a_time_limit_does_not_prolong_an_abandoned_program(
     init: ScriptedInit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "ABANDON_S", 0.01)
-    runner = make(init, wall_s=3600.0)
+    runner = make(init, limits=RunLimits(wall_s=3600.0))
     runner.abandon(runner.open(batch()))
     await asyncio.wait_for(_until(lambda: (1, 9, Scope.EVERYTHING) in init.kills), 5)
     await init.steps[0].end(137)
@@ -322,7 +323,7 @@ async def test_a_lost_connection_while_files_are_looked_for_still_ends_the_run(
 
 
 async def test_the_time_limit_counts_from_the_beginning_and_kills(init: ScriptedInit) -> None:
-    runner = make(init, wall_s=0.02)
+    runner = make(init, limits=RunLimits(wall_s=0.02))
     await begun(runner)
     await asyncio.wait_for(_until(lambda: bool(init.kills)), 5)
     await init.steps[0].end(137)

@@ -107,7 +107,7 @@ def test_options_of_other_types_are_refused(field, options):
 
 
 def test_other_options_are_ignored():
-    options = {"limits": {"wall": 3}, "unheard": [], "exec": "x"}
+    options = {"unheard": [], "exec": "x"}
     assert execute(mode="batch", options=options) == RunRequest(Mode.BATCH, exec="x")
     query = execute(mode="query", code="1", options={"exec": 5, "clean": None})
     assert query == RunRequest(Mode.QUERY, "1")

@@ -1,0 +1,126 @@
+"""The place of a session on this host: its control group, and which walls stand around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+
+from retort.core.limits import Limits
+from retort.errors import SandboxFault
+from retort.sandbox.cgroup import Groups
+from retort.sandbox.init import InitClient
+from retort.sandbox.session_group import Mode, SessionGroup
+
+log = structlog.get_logger()
+
+THREADS = 4  # moves into groups wait for the host kernel, up to 30 ms each (DESIGN 3)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where a session's programs run, and what is known of it.
+
+    Attributes:
+        group: the session's control group; None where the host has none.
+        placed: done when init is in the group: no program starts before. None: nothing to wait for.
+        scratch: a descriptor of /home/work, or -1; it stays the owner's.
+        walls: what this host enforces, by name (docs/wire.md).
+    """
+
+    group: SessionGroup | None = None
+    placed: asyncio.Future[None] | None = None
+    scratch: int = -1
+    walls: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_scratch_full(self) -> bool:
+        """Whether the session's files fill their space."""
+        if self.scratch < 0:
+            return False
+        try:
+            return os.fstatvfs(self.scratch).f_bavail == 0
+        except OSError:
+            return False
+
+
+class Places:
+    """Makes and clears places.
+
+    Args:
+        groups: this server's subtree of control groups.
+        walls: what stands around every session of this server, besides its group.
+    """
+
+    def __init__(self, groups: Groups, walls: Mapping[str, str]) -> None:
+        self._groups = groups
+        self._walls = {**walls, **walls_of(groups)}
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="retort-cgroup")
+
+    def close(self) -> None:
+        """Remove what is empty."""
+        self._threads.shutdown(wait=True)
+        self._groups.close()
+
+    async def make(self, name: str, limits: Limits, init_pid: int, client: InitClient) -> Place:
+        """Make the place of a session whose init runs.
+
+        Init is moved into its group in the background; `Place.placed` tells when it is there and
+        its first standby child stands ready.
+
+        Raises:
+            SandboxFault: the group cannot be made.
+        """
+        loop = asyncio.get_running_loop()
+        group = await loop.run_in_executor(self._threads, self._groups.session, name, limits)
+        try:
+            scratch = await client.open(b".", os.O_PATH | os.O_DIRECTORY)
+        except OSError as exc:
+            if group is not None:
+                group.remove()
+            raise SandboxFault("scratch", str(exc)) from exc
+        placed = asyncio.ensure_future(self._put(group, init_pid, client))
+        placed.add_done_callback(_retrieve)
+        return Place(group, placed, scratch, self._walls)
+
+    async def clear(self, place: Place) -> None:
+        """Let go of a place whose sandbox has ended."""
+        if place.placed is not None:
+            await asyncio.wait((place.placed,))
+        if place.scratch >= 0:
+            os.close(place.scratch)
+        if place.group is not None:
+            loop = asyncio.get_running_loop()
+            if not await loop.run_in_executor(self._threads, place.group.remove):
+                log.warning("cgroup.left", group=repr(place.group))
+
+    async def _put(self, group: SessionGroup | None, pid: int, client: InitClient) -> None:
+        if group is not None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._threads, group.add, pid)
+            group.take()
+        # A standby is an optimisation: without one, init makes it when it is needed.
+        with contextlib.suppress(OSError):
+            os.close((await client.prepare()).pidfd)
+
+
+def walls_of(groups: Groups) -> dict[str, str]:
+    """Say which resources a host caps for a session as a whole, and by what."""
+    by = f"cgroup-{groups.mode.value}" if groups.mode is not Mode.NONE else "none"
+    return {
+        "memory": by,
+        "processes": by if by != "none" else "rlimit" if os.geteuid() == 0 else "none",
+        "cpu": by if "cpu" in groups.controllers else "none",
+        "cpuTime": by if "cpuacct" in groups.controllers else "rlimit",
+    }
+
+
+def _retrieve(placed: asyncio.Future[None]) -> None:
+    """Mark a failure as seen; the next step to start finds it."""
+    if not placed.cancelled():
+        placed.exception()

@@ -1,0 +1,199 @@
+"""One program of a session: its pipes, its watches, and how to start it.
+
+The order of programs is runner.py's. On the way from an order to its process there is no query, no
+file of ours, no thread and no wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import resource
+import signal
+from collections.abc import Callable, Coroutine, Mapping
+
+from retort.core.console import Stream
+from retort.core.run import Phase, StartStep, StepResult, Stop
+from retort.core.verdict import Counters, judge
+from retort.node.cpu_watch import CpuWatch
+from retort.node.input_watch import InputWatch
+from retort.node.live_run import LiveRun
+from retort.node.pipes import StepPipes
+from retort.node.places import Place
+from retort.node.step_usage import usage_of
+from retort.sandbox.init import ExecStep, InitClient, Started, StepExit
+from retort.sandbox.session_group import Measured
+
+HOME = b"/home/work"
+TAG_BYTES = 128
+
+RLimits = tuple[tuple[int, int, int], ...]
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Step:
+    """A program that runs; its run may have ended already, and it is being killed.
+
+    Attributes:
+        cut_before: characters of the run's output that were cut before this step.
+        watch: of exec, which alone has input.
+        is_started: init said that it runs.
+        is_repeated: it is the second try of a step that never ran.
+        stop: why we ended it, if we did.
+        is_interrupted: the user sent it SIGINT.
+    """
+
+    number: int
+    order: StartStep
+    pipes: StepPipes
+    run: LiveRun
+    cut_before: int
+    watch: InputWatch | None = None
+    cpu_watch: CpuWatch | None = None
+    is_started: bool = False
+    is_repeated: bool = False
+    is_interrupted: bool = False
+    stop: Stop | None = None
+
+    def close(self) -> None:
+        """Take what was printed so far, and no more."""
+        if self.cpu_watch is not None:
+            self.cpu_watch.close()
+        if self.watch is not None:
+            self.watch.close()
+        self.pipes.drain()
+        self.pipes.close()
+
+
+class Stepper:
+    """Starts the programs of one session and judges their ends.
+
+    Args:
+        environment: the whole environment of every program.
+        rlimits: (resource, soft, hard) of each program, as setrlimit(2) takes them.
+        spawn: runs a coroutine in the background.
+        on_limit: called when a step must end, with the reason.
+    """
+
+    def __init__(
+        self,
+        client: InitClient,
+        environment: Mapping[str, str],
+        rlimits: RLimits,
+        place: Place,
+        *,
+        spawn: Callable[[Coroutine[None, None, None]], None],
+        on_limit: Callable[[Step, Stop], None],
+    ) -> None:
+        self._client = client
+        self._environment = environment
+        self._rlimits = rlimits
+        self._place = place
+        self._spawn = spawn
+        self._on_limit = on_limit
+        self._loop = asyncio.get_running_loop()
+        self._last_number = 0
+        self.keeps_background = False  #: from the first run that asked for it, until a restart
+
+    def start(
+        self, run: LiveRun, order: StartStep, on_exit: Callable[[Step, StepExit], None]
+    ) -> tuple[Step, asyncio.Future[Started]]:
+        """Send a program to init.
+
+        Raises:
+            OSError: no descriptors for its pipes.
+            SandboxFault, ValueError: init cannot be told.
+        """
+        self._last_number += 1
+        number, has_input = self._last_number, order.phase is Phase.EXEC
+        limit = run.limits.output_bytes
+        counter = _OutputCounter(run, limit) if limit is not None else None
+        feed = run.console.feed if counter is None else counter.feed
+        pipes = StepPipes(self._loop, feed, with_stdin=has_input)
+        step = Step(number, order, pipes, run, run.console.cut_chars)
+        if counter is not None:
+            counter.on_over = lambda: self._on_limit(step, Stop.OUTPUT)
+        self.keeps_background |= has_input and run.keeps_background
+        program = ExecStep(
+            number=number,
+            argv=order.argv,
+            env=self._environment,
+            cwd=HOME,
+            rlimits=(*self._rlimits, *self._cpu_rlimit(run)),
+            tag=run.run_id.encode("utf-8", "replace")[:TAG_BYTES],
+            stdio=pipes.stdio,
+            held=pipes.held,
+            keep_background=self.keeps_background,
+        )
+        try:
+            started = self._client.exec(program, lambda end: on_exit(step, end))
+        except BaseException:
+            pipes.close()
+            raise
+        pipes.started()
+        self._watch(step)
+        return step, started
+
+    def judge(self, step: Step, end: StepExit) -> StepResult:
+        """Say what happened to a step, by what the host kernel counted."""
+        group = self._place.group
+        measured = group.take() if group is not None else Measured()
+        cut = step.run.console.cut_chars - step.cut_before
+        is_out_of_cpu = end.signal == signal.SIGXCPU and bool(self._cpu_rlimit(step.run))
+        return judge(
+            end.wait_status,
+            usage_of(end, measured, cut),
+            Counters(
+                oom_kills=measured.oom_kills,
+                is_own_limit=measured.is_own_limit,
+                refused_forks=measured.refused_forks,
+                is_scratch_full=self._place.is_scratch_full,
+            ),
+            Stop.CPU if is_out_of_cpu else step.stop,
+        )
+
+    def _watch(self, step: Step) -> None:
+        run, group = step.run, self._place.group
+        if step.order.phase is Phase.EXEC:
+            step.watch = InputWatch(
+                self._loop,
+                run,
+                step.pipes,
+                lambda: self._client.is_waiting(step.number),
+                self._spawn,
+            )
+            if run.typed:
+                step.pipes.write(bytes(run.typed))
+            if run.is_watched:
+                step.watch.look_soon()
+        if run.limits.cpu_s is not None and group is not None:
+            left_us = int(run.limits.cpu_s * 1e6) - run.cpu_us
+            step.cpu_watch = CpuWatch(
+                self._loop, group.cpu_us, left_us, lambda: self._on_limit(step, Stop.CPU)
+            )
+
+    def _cpu_rlimit(self, run: LiveRun) -> RLimits:
+        """Give the next best where nothing counts CPU time over all processes: one each."""
+        if run.limits.cpu_s is None or self._place.group is not None:
+            return ()
+        left_s = max(1, math.ceil(run.limits.cpu_s - run.cpu_us / 1e6))
+        return ((resource.RLIMIT_CPU, left_s, left_s + 1),)
+
+
+class _OutputCounter:
+    """Takes a step's output and tells once when it is more than its limit."""
+
+    __slots__ = ("_left", "_run", "on_over")
+
+    def __init__(self, run: LiveRun, limit: int) -> None:
+        self._run = run
+        self._left = limit
+        self.on_over: Callable[[], None] | None = None
+
+    def feed(self, stream: Stream, data: bytes) -> None:
+        self._run.console.feed(stream, data)
+        self._left -= len(data)
+        if self._left < 0 and self.on_over is not None:
+            tell, self.on_over = self.on_over, None
+            tell()

@@ -1,0 +1,272 @@
+"""The control group of one session: its limits, and what each step in it used.
+
+Init itself lives in the group, so every program is born inside and nothing is moved while a caller
+waits, or ever again (docs/decisions). A step's figures are differences of the group's counters, and
+its memory peak is reset where the host kernel can.
+
+Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of the Linux kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from retort.core.limits import Limits
+from retort.errors import SandboxFault
+
+PERIOD_US = 100_000  # of the CPU quota
+READ_BYTES = 4096  # no file that is read here is longer
+
+
+class Mode(enum.Enum):
+    """What the host gives us."""
+
+    V2 = "v2"
+    V1 = "v1"
+    NONE = "none"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measured:
+    """What the group counted during one step; None where this host cannot tell.
+
+    Attributes:
+        memory_peak_bytes: of all processes and the session's files together. None when it stayed
+            below an earlier step's peak and the host kernel cannot reset it (v2 before Linux 6.12).
+        processes_peak: None when it stayed below an earlier step's.
+        oom_kills: processes that the host kernel killed for want of memory.
+        is_own_limit: the group stood at its memory limit; always known but on v1, where a kill
+            counts as its own.
+        refused_forks: by the process limit.
+    """
+
+    memory_peak_bytes: int | None = None
+    processes_peak: int | None = None
+    user_us: int | None = None
+    system_us: int | None = None
+    oom_kills: int = 0
+    is_own_limit: bool = True
+    refused_forks: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Counted:
+    """The group's counters since it was made."""
+
+    memory_peak: int | None
+    processes_peak: int | None
+    user_us: int | None
+    system_us: int | None
+    oom_kills: int
+    limit_hits: int | None
+    refused_forks: int
+
+
+class SessionGroup:
+    """One session's group.
+
+    Everything but `add` is a handful of reads and writes in memory file systems (about 10 us each).
+
+    Args:
+        folders: by controller; v2 has the same one for all.
+    """
+
+    __slots__ = ("_before", "_can_reset", "_folders", "_mode")
+
+    def __init__(self, mode: Mode, folders: Mapping[str, Path]) -> None:
+        self._mode = mode
+        self._folders = folders
+        self._can_reset = mode is Mode.V1
+        self._before = self._count()
+
+    def __repr__(self) -> str:
+        return f"<SessionGroup {self._mode.value} {self._folders['memory']}>"
+
+    def add(self, pid: int) -> None:
+        """Move a process of the host in; what it forks is born inside.
+
+        May wait up to 30 ms for the host kernel (DESIGN 3): call it from a thread.
+
+        Raises:
+            SandboxFault: phase "cgroup"; it has ended, or the host refuses.
+        """
+        for folder in dict.fromkeys(self._folders.values()):
+            write(folder / "cgroup.procs", str(pid))
+
+    def take(self) -> Measured:
+        """Give what was counted since the last `take`, and start anew; nothing may be running."""
+        now, before = self._count(), self._before
+        self._before = now
+        if self._can_reset:
+            self._reset_peak()
+        return Measured(
+            memory_peak_bytes=self._peak(now.memory_peak, before.memory_peak),
+            processes_peak=_grown(now.processes_peak, before.processes_peak),
+            user_us=_difference(now.user_us, before.user_us),
+            system_us=_difference(now.system_us, before.system_us),
+            oom_kills=now.oom_kills - before.oom_kills,
+            is_own_limit=now.limit_hits is None or now.limit_hits > (before.limit_hits or 0),
+            refused_forks=now.refused_forks - before.refused_forks,
+        )
+
+    def cpu_us(self) -> int | None:
+        """Give the CPU time since the last `take` of everything in the group, in microseconds."""
+        user_us, system_us = self._cpu()
+        if user_us is None or system_us is None:
+            return None
+        return user_us + system_us - (self._before.user_us or 0) - (self._before.system_us or 0)
+
+    def remove(self) -> bool:
+        """Remove the group; False while a process is still in it."""
+        return remove(self._folders.values())
+
+    def _peak(self, now: int | None, before: int | None) -> int | None:
+        return now if self._can_reset else _grown(now, before)
+
+    def _reset_peak(self) -> None:
+        # What the session holds now (its files) is where the next peak starts from.
+        with contextlib.suppress(SandboxFault):
+            write(self._folders["memory"] / "memory.max_usage_in_bytes", "0")
+
+    def _count(self) -> _Counted:
+        memory, pids = self._folders["memory"], self._folders["pids"]
+        user_us, system_us = self._cpu()
+        if self._mode is Mode.V2:
+            events = _fields(memory / "memory.events")
+            peak, kills = _number(memory / "memory.peak"), events.get("oom_kill", 0)
+            hits: int | None = events.get("oom", 0)
+        else:
+            peak = _number(memory / "memory.max_usage_in_bytes")
+            kills = _fields(memory / "memory.oom_control").get("oom_kill", 0)
+            hits = None
+        return _Counted(
+            memory_peak=peak,
+            processes_peak=_number(pids / "pids.peak"),
+            user_us=user_us,
+            system_us=system_us,
+            oom_kills=kills,
+            limit_hits=hits,
+            refused_forks=_fields(pids / "pids.events").get("max", 0),
+        )
+
+    def _cpu(self) -> tuple[int | None, int | None]:
+        folder = self._folders.get("cpuacct")
+        if folder is None:
+            return None, None
+        if self._mode is Mode.V2:
+            used = _fields(folder / "cpu.stat")
+            return used.get("user_usec"), used.get("system_usec")
+        user, system = _number(folder / "cpuacct.usage_user"), _number(folder / "cpuacct.usage_sys")
+        return None if user is None else user // 1000, None if system is None else system // 1000
+
+
+def make_session_group(mode: Mode, folders: Mapping[str, Path], limits: Limits) -> SessionGroup:
+    """Make a group with a session's limits.
+
+    Raises:
+        SandboxFault: phase "cgroup"; nothing is left of it.
+    """
+    make(folders.values())
+    try:
+        (_limit_v2 if mode is Mode.V2 else _limit_v1)(folders, limits)
+        return SessionGroup(mode, folders)
+    except SandboxFault:
+        remove(folders.values())
+        raise
+
+
+def make(folders: Iterable[Path]) -> None:
+    """Make groups. Raises SandboxFault."""
+    for folder in dict.fromkeys(folders):
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as exc:
+            raise SandboxFault("cgroup", f"{folder}: {exc.strerror}") from exc
+
+
+def remove(folders: Iterable[Path]) -> bool:
+    """Remove groups; False if one is not empty."""
+    is_empty = True
+    for folder in dict.fromkeys(folders):
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            is_empty = False
+    return is_empty
+
+
+def write(file: Path, text: str) -> None:
+    """Write one setting. Raises SandboxFault, which names the file."""
+    try:
+        file.write_text(text, "ascii")
+    except OSError as exc:
+        raise SandboxFault("cgroup", f"{file}: {exc.strerror}") from exc
+
+
+def _limit_v2(folders: Mapping[str, Path], limits: Limits) -> None:
+    memory = folders["memory"]
+    write(memory / "memory.max", str(limits.memory_bytes))
+    with contextlib.suppress(SandboxFault):  # a host kernel without swap has no such file
+        write(memory / "memory.swap.max", "0")
+    write(folders["pids"] / "pids.max", str(_processes(limits)))
+    if "cpu" in folders:
+        write(folders["cpu"] / "cpu.max", f"{_quota(limits)} {PERIOD_US}")
+
+
+def _limit_v1(folders: Mapping[str, Path], limits: Limits) -> None:
+    memory = folders["memory"]
+    write(memory / "memory.limit_in_bytes", str(limits.memory_bytes))
+    with contextlib.suppress(SandboxFault):  # swap is not counted on every host
+        write(memory / "memory.memsw.limit_in_bytes", str(limits.memory_bytes))
+    with contextlib.suppress(SandboxFault):
+        write(memory / "memory.swappiness", "0")
+    write(folders["pids"] / "pids.max", str(_processes(limits)))
+    if "cpu" in folders:
+        write(folders["cpu"] / "cpu.cfs_period_us", str(PERIOD_US))
+        write(folders["cpu"] / "cpu.cfs_quota_us", str(_quota(limits)))
+
+
+def _processes(limits: Limits) -> int:
+    return limits.processes + 2  # init and its standby child are ours, not the program's
+
+
+def _quota(limits: Limits) -> int:
+    return max(1000, int(limits.cpus * PERIOD_US))
+
+
+def _grown(now: int | None, before: int | None) -> int | None:
+    return now if now is not None and now > (before or 0) else None
+
+
+def _difference(now: int | None, before: int | None) -> int | None:
+    return None if now is None else now - (before or 0)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, READ_BYTES)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _number(file: Path) -> int | None:
+    text = _read(file).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _fields(file: Path) -> dict[str, int]:
+    pairs = (line.split() for line in _read(file).splitlines())
+    return {pair[0].decode(): int(pair[1]) for pair in pairs if len(pair) == 2}

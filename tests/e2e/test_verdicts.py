@@ -1,0 +1,264 @@
+"""Verdicts over HTTP: what happened to each step, how much it used, which walls stood."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.e2e.conftest import NewSession, Server, printed, run_to_end, running_server, upload
+
+pytestmark = pytest.mark.slow
+
+MIB = 1 << 20
+CONFIG = {"resources": {"cpu": 1, "mem": "128m"}}
+
+
+async def verdict(api: aiohttp.ClientSession, name: str, **options: Any) -> dict[str, Any]:
+    """Run something and give its last answer, with all that the run printed."""
+    answers = await run_to_end(api, name, build=None, **options)
+    return answers[-1] | {"console": [item for answer in answers for item in answer["console"]]}
+
+
+def groups_named(name: str) -> list[Path]:
+    return list(Path("/sys/fs/cgroup").rglob(name))
+
+
+def needs_groups(answer: dict[str, Any]) -> None:
+    if answer["walls"]["memory"] == "none":
+        pytest.skip("this host gives no control groups")
+
+
+@pytest.mark.parametrize(
+    ("command", "outcome", "code", "signal"),
+    [
+        ("exit 0", "exited", 0, None),
+        ("exit 3", "exited", 3, None),
+        ("kill -SEGV $$", "signalled", 139, "SIGSEGV"),
+        ("kill -KILL $$", "signalled", 137, "SIGKILL"),
+        ("kill -TERM $$", "signalled", 143, "SIGTERM"),
+    ],
+)
+async def test_how_a_program_ended_is_told_exactly(
+    api: aiohttp.ClientSession,
+    new_session: NewSession,
+    command: str,
+    outcome: str,
+    code: int,
+    signal: str | None,
+) -> None:
+    name = await new_session("bash")
+    answer = await verdict(api, name, exec=command)
+    assert (answer["outcome"], answer["exitCode"], answer["signal"]) == (outcome, code, signal)
+    assert answer["retrySafe"] is False
+    assert answer["limit"] is None
+
+
+async def test_memory_beyond_the_limit_is_out_of_memory_and_not_a_signal(
+    api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    name = await new_session("python", config=CONFIG)
+    answer = await verdict(api, name, exec="exec python3 -c 'a = bytearray(300 << 20)'")
+    needs_groups(answer)
+    assert answer["outcome"] == "out-of-memory"
+    assert answer["usage"]["peakMemoryBytes"] <= 128 * MIB
+    after = await verdict(api, name, exec="echo fine")
+    assert (after["outcome"], after["exitCode"], printed([after])) == ("exited", 0, "fine\n")
+
+
+async def test_peak_memory_is_of_the_step_and_not_of_the_session(
+    api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    name = await new_session("python", config=CONFIG)
+    large = await verdict(api, name, exec="python3 -c 'a = bytearray(80 << 20)'")
+    small = await verdict(api, name, exec="true")
+    assert large["usage"]["peakMemoryBytes"] > 80 * MIB
+    assert small["usage"]["peakMemoryBytes"] < 40 * MIB
+
+
+async def test_a_fork_bomb_meets_the_process_limit_and_the_session_lives_on(
+    api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    name = await new_session("python")
+    bomb = "import os\ntry:\n  while True: os.fork()\nexcept OSError: os._exit(7)"
+    await upload(api, name, bomb__py=bomb)
+    answer = await verdict(api, name, exec="python3 bomb.py")
+    needs_groups(answer)
+    assert answer["outcome"] == "pids-limit"
+    after = await verdict(api, name, exec="ls /proc | grep -c '^[0-9]'")
+    assert (after["outcome"], after["exitCode"]) == ("exited", 0)
+    assert int(printed([after])) < 10
+
+
+async def test_a_wall_limit_of_the_request_ends_the_run(
+    api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    name = await new_session("bash")
+    answer = await verdict(api, name, exec="sleep 1000", limits={"wallSeconds": 0.3})
+    assert (answer["status"], answer["exitCode"]) == ("exec-timeout", None)
+    assert (answer["outcome"], answer["limit"]) == ("timed-out", "wall")
+    assert 250_000 < answer["usage"]["wallUs"] < 5_000_000
+
+
+async def test_cpu_time_is_counted_over_all_processes(
+    api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    name = await new_session("bash")
+    spin = "(while :; do :; done) & (while :; do :; done) & wait"
+    answer = await verdict(api, name, exec=spin, limits={"cpuSeconds": 0.5, "wallSeconds": 60})
+    if answer["walls"]["cpuTime"] == "rlimit":
+        pytest.skip("this host counts no CPU time by group")
+    told = (answer["status"], answer["outcome"], answer["limit"])
+    assert told == ("exec-timeout", "timed-out", "cpu")
+    used = answer["usage"]["userUs"] + answer["usage"]["systemUs"]
+    assert 450_000 < used < 3_000_000
+
+
+async def test_sleeping_is_no_cpu_time(api: aiohttp.ClientSession, new_session: NewSession) -> None:
+    name = await new_session("bash")
+    limits = {"cpuSeconds": 0.2, "wallSeconds": 60}
+    answer = await verdict(api, name, exec="sleep 0.5", limits=limits)
+    assert (answer["status"], answer["outcome"]) == ("finished", "exited")
+
+
+async def test_too_much_output_ends_the_step_where_it_is_limited(
+    api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    name = await new_session("bash")
+    limits = {"outputBytes": 1000, "wallSeconds": 60}
+    answers = await run_to_end(api, name, build=None, exec="yes", limits=limits)
+    assert (answers[-1]["outcome"], answers[-1]["limit"]) == ("output-limit", "output")
+    assert printed(answers).startswith("y\ny\n")
+
+
+async def test_output_beyond_the_cap_is_counted(
+    api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    name = await new_session("bash")
+    answers = await run_to_end(api, name, build=None, exec="head -c 600000 /dev/zero | tr '\\0' x")
+    assert answers[-1]["outcome"] == "exited"
+    assert len(printed(answers)) + answers[-1]["usage"]["cutChars"] == 600_000
+
+
+async def test_a_full_scratch_is_disk_full(
+    api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    name = await new_session("bash")
+    answer = await verdict(api, name, exec="for i in 1 2; do head -c 400M /dev/zero > f$i; done")
+    assert (answer["outcome"], answer["exitCode"]) == ("disk-full", 1)
+
+
+async def test_each_step_has_a_verdict_of_its_own(
+    api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    name = await new_session("bash")
+    answers = await run_to_end(api, name, clean="exit 1", build="exit 0", exec="exit 2")
+    told = [(a["status"], a["exitCode"], a["outcome"]) for a in answers if "outcome" in a]
+    assert told == [
+        ("clean-finished", 1, "exited"),
+        ("build-finished", 0, "exited"),
+        ("finished", 2, "exited"),
+    ]
+
+
+async def test_a_skipped_step_has_no_verdict(
+    api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    name = await new_session("bash")
+    answers = await run_to_end(api, name, clean=None, build=None, exec="true")
+    assert ["outcome" in a for a in answers if a["status"] != "continued"] == [False, False, True]
+
+
+async def test_walls_say_what_was_enforced(
+    api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    name = await new_session("bash")
+    walls = (await verdict(api, name, exec="true"))["walls"]
+    assert set(walls) == {
+        *("namespaces", "seccomp", "uid", "network"),
+        *("memory", "processes", "cpu", "cpuTime"),
+    }
+    assert walls["network"] == "loopback"
+    assert walls["seccomp"] == "deny-list"
+
+
+@pytest.mark.parametrize(
+    ("limits", "field"),
+    [
+        ({"wallSeconds": 0}, "options.limits.wallSeconds"),
+        ({"wallSeconds": "1"}, "options.limits.wallSeconds"),
+        ({"cpuSeconds": -1}, "options.limits.cpuSeconds"),
+        ({"cpuSeconds": True}, "options.limits.cpuSeconds"),
+        ({"outputBytes": 0}, "options.limits.outputBytes"),
+        ({"memory": 5}, "options.limits.memory"),
+        ([], "options.limits"),
+    ],
+)
+async def test_a_limit_that_makes_no_sense_is_refused_by_name(
+    api: aiohttp.ClientSession, new_session: NewSession, limits: Any, field: str
+) -> None:
+    name = await new_session("bash")
+    body = {"mode": "batch", "code": "", "options": {"exec": "true", "limits": limits}}
+    async with api.post(f"/session/{name}", json=body) as answer:
+        assert answer.status == 400
+        assert field in (await answer.json())["data"]
+
+
+async def test_background_processes_live_on_only_when_asked_for(
+    api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    name = await new_session("bash")
+    daemon = "(sleep 1000 > /dev/null 2>&1 &) ; sleep 0.1"
+    count = "ls /proc/*/comm | xargs grep -lx sleep 2>/dev/null | wc -l"
+    await verdict(api, name, exec=daemon)
+    assert printed([await verdict(api, name, exec=count)]) == "0\n"
+    await verdict(api, name, exec=daemon, keepBackground=True)
+    assert printed([await verdict(api, name, exec=count)]) == "1\n"
+    async with api.patch(f"/session/{name}") as answer:
+        assert answer.status == 204
+    assert printed([await verdict(api, name, exec=count)]) == "0\n"
+
+
+async def test_system_calls_of_the_deny_list_fail_inside(
+    api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    name = await new_session("python")
+    code = (
+        "import ctypes, os\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "for number in (101, 321, 425, 250):\n"
+        "    result = libc.syscall(number, 0, 0, 0, 0)\n"
+        "    print(result, ctypes.get_errno())\n"
+    )
+    await upload(api, name, probe__py=code)
+    answer = await verdict(api, name, exec="python3 probe.py")
+    assert printed([answer]) == "-1 1\n-1 1\n-1 38\n-1 1\n"
+
+
+@pytest.fixture
+def strict(tmp_path: Path) -> Iterator[Server]:
+    with running_server(tmp_path / "s", RETORT_RUNS_WALL_S="0.5") as running:
+        yield running
+
+
+async def test_the_servers_limit_holds_against_a_larger_one_of_the_request(strict: Server) -> None:
+    headers = {"Authorization": f"Bearer {strict.token}"}
+    async with aiohttp.ClientSession(strict.url, headers=headers) as api:
+        async with api.post("/session", json={"name": "strict", "image": "bash"}) as made:
+            assert made.status == 201
+        answer = await verdict(api, "strict", exec="sleep 50", limits={"wallSeconds": 100})
+        assert (answer["status"], answer["limit"]) == ("exec-timeout", "wall")
+
+
+async def test_no_group_is_left_when_sessions_end(api: aiohttp.ClientSession) -> None:
+    async with api.post("/session", json={"name": "gone-soon", "image": "bash"}) as made:
+        session_id = (await made.json())["sessionId"]
+    answer = await verdict(api, "gone-soon", exec="true")
+    needs_groups(answer)
+    assert groups_named(session_id)
+    async with api.delete("/session/gone-soon") as done:
+        assert done.status == 200
+    assert not groups_named(session_id)
