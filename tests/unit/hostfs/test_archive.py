@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.hostfs.trees import members_of, names_of, tree_of, unpack
+from tests.unit.hostfs.trees import by_filter, members_of, names_of, tree_of, unpack
 
 from retort.errors import FileTooLarge, PathRefused
 from retort.hostfs.archive import Archive, ArchiveLimits, SingleFile, Stopped
@@ -178,6 +178,22 @@ targets = st.lists(steps, min_size=1, max_size=6).map("/".join).filter(bool)
 places = st.sampled_from(["l", "m", "a/l", "a/m", "a/b/l", "a/b/m", "c/l"])
 
 
+def reached_by(path: Path) -> Path | None:
+    """Follow a path; None: in circles. Unlike realpath, which follows m -> m//. to the root."""
+    reached, ahead, links = Path("/"), list(path.parts[1:]), 0
+    while ahead:
+        part = ahead.pop(0)
+        reached = reached.parent if part == ".." else reached / part
+        if part not in ("", ".", "..") and reached.is_symlink():
+            links += 1
+            if links > 40:  # as the kernel
+                return None
+            target = os.fspath(reached.readlink())
+            ahead = target.split("/") + ahead
+            reached = Path("/") if target.startswith("/") else reached.parent
+    return reached
+
+
 @pytest.mark.slow
 @given(st.dictionaries(places, targets, max_size=7))
 def test_no_chain_of_kept_links_leads_out(tmp_path_factory, links: dict[str, str]) -> None:
@@ -190,11 +206,11 @@ def test_no_chain_of_kept_links_leads_out(tmp_path_factory, links: dict[str, str
     out = base / "out" / "inner"
     out.parent.mkdir()
     with tarfile.open(fileobj=io.BytesIO(pack(top))) as opened:
-        opened.extractall(out, filter="fully_trusted")
+        opened.extractall(out, **by_filter("fully_trusted"))
     for folder, _, names in os.walk(out):
         for name in names:
-            reached = os.path.realpath(os.path.join(folder, name))  # noqa: PTH118
-            assert reached == str(out / "d") or reached.startswith(str(out / "d") + "/")
+            reached = reached_by(Path(folder, name))
+            assert reached is None or reached.is_relative_to(out / "d"), reached
 
 
 def big(top: Path) -> None:

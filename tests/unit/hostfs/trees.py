@@ -9,7 +9,7 @@ import subprocess
 import tarfile
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from retort.core.files import Download, FileUpload
 from retort.hostfs.beneath import TreeOpener
@@ -78,12 +78,17 @@ def names_of(archive: bytes) -> list[str]:
     return [member.name for member in members_of(archive)]
 
 
+def by_filter(name: str) -> dict[str, Any]:
+    """The argument of `extractall`, where it has one: Python 3.11 since 3.11.4."""
+    return {"filter": name} if hasattr(tarfile, f"{name}_filter") else {}
+
+
 def unpack(archive: bytes, by: str, into: Path) -> Path:
-    """Unpack with "python" (filter data) or "gnu" tar."""
+    """Unpack with "python" (filter data, where it has it) or "gnu" tar."""
     into.mkdir()
     if by == "python":
         with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
-            opened.extractall(into, filter="data")
+            opened.extractall(into, **by_filter("data"))
     else:
         command = ["tar", "-x", "--no-same-owner", "-C", str(into), "-f", "-"]
         done = subprocess.run(command, input=archive, capture_output=True, check=False)
