@@ -28,9 +28,10 @@ from retort.errors import (
 )
 from retort.node.files import FileLimits, SessionFiles
 from retort.sandbox.host_uids import HostUids
-from retort.sandbox.init import ExecStep, InitClient, StepExit
+from retort.sandbox.init import InitClient
 from retort.sandbox.launcher import Launcher
 from retort.sandbox.rootfs import Base, build
+from retort.sandbox.step_values import ExecStep, StepExit
 from retort.sandbox.view import Mount, SandboxSpec
 
 from .conftest import BWRAP

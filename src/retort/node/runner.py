@@ -52,8 +52,9 @@ from retort.node.places import Place
 from retort.node.plan import plan_of
 from retort.node.step import RLimits, Step, Stepper
 from retort.sandbox import protocol
-from retort.sandbox.init import InitClient, Started, StepExit, StepNotStarted
+from retort.sandbox.init import InitClient
 from retort.sandbox.protocol import Scope
+from retort.sandbox.step_values import Started, StepExit, StepNotStarted
 
 log = structlog.get_logger()
 

@@ -22,8 +22,9 @@ from retort.node.live_run import LiveRun
 from retort.node.pipes import StepPipes
 from retort.node.places import Place
 from retort.node.step_usage import usage_of
-from retort.sandbox.init import ExecStep, InitClient, Started, StepExit
+from retort.sandbox.init import InitClient
 from retort.sandbox.session_group import Measured
+from retort.sandbox.step_values import ExecStep, Started, StepExit
 
 HOME = b"/home/work"
 TAG_BYTES = 128

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from retort.core.limits import Usage
-from retort.sandbox.init import StepExit
 from retort.sandbox.session_group import Measured
+from retort.sandbox.step_values import StepExit
 
 BLOCK_BYTES = 512  # the unit of ru_inblock and ru_oublock (getrusage(2))
 

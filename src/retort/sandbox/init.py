@@ -7,21 +7,27 @@ answer and its exit) makes one system call per message and no task; it runs on a
 
 from __future__ import annotations
 
-import array
 import asyncio
-import contextlib
 import errno
 import os
 import socket
 import struct
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Final
 
 from retort.errors import SandboxFault
 from retort.sandbox import protocol
+from retort.sandbox.channel import Channel, Nonsense, Request, close_all, connect_to
 from retort.sandbox.protocol import ExecFlags, Features, Phase, Scope, State, Type
+from retort.sandbox.step_values import (
+    ExecStep,
+    Standby,
+    Started,
+    StepExit,
+    StepNotStarted,
+    StepRecord,
+    StepUsage,
+)
 
 RESOLVE_NO_XDEV: Final = 0x01  #: openat2(2): refuse to enter another mount
 RESOLVE_NO_SYMLINKS: Final = 0x04  #: openat2(2): refuse symbolic links in every component
@@ -33,8 +39,6 @@ _NO_LIMIT: Final = 2**64 - 1
 _ERRNO_END: Final = 4096  # the host kernel's own bound
 _PHASES: Final = frozenset(Phase)
 _STATES: Final = frozenset(State)
-_CONNECT_RETRY_S: Final = 0.002  # the backlog of the listening socket is full: try again
-_ANCILLARY_SIZE: Final = socket.CMSG_SPACE(16 * array.array("i").itemsize)
 
 #: Answer to each request; FAILED is possible for all.
 _ANSWERS: Final = {
@@ -58,148 +62,7 @@ _LAYOUTS: Final[dict[Type, struct.Struct]] = {
 }
 
 
-class StepNotStarted(SandboxFault):
-    """A step's program did not begin; nothing of it ran."""
-
-    def __init__(self, phase: Phase, error: int) -> None:
-        super().__init__(phase.name.lower(), os.strerror(error))
-        self.step_phase = phase
-        self.errno = error
-
-
-@dataclass(frozen=True, slots=True)
-class Standby:
-    """The child that waits for the next step; its pidfd belongs to the receiver.
-
-    ``host_pid`` is what to write into a cgroup's ``cgroup.procs``.
-    """
-
-    pid_inside: int
-    pidfd: int
-    host_pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A program is running; its pid inside is also its process group and session."""
-
-    number: int
-    pid_inside: int
-
-
-@dataclass(frozen=True, slots=True)
-class ExecStep:
-    """What to run.
-
-    Args:
-        number: chosen by the server, unique among unreleased steps, 1 to 2**64 - 1.
-        argv: the first is the path to execute; ``PATH`` is not searched.
-        env: the whole environment.
-        cwd: a path inside the sandbox.
-        rlimits: (resource, soft, hard) of setrlimit(2), -1 for no limit; none given: as init's.
-        tag: returned by ``steps()``, at most 8 KiB.
-        stdio: descriptors of the program's stdin, stdout, stderr; they stay the caller's.
-        held: up to three descriptors that init duplicates and gives to the next server.
-        keep_background: do not kill what outlives the main process.
-        standby: ``Standby.pid_inside`` of the child that was put into the step's cgroups; the step
-            runs in it or not at all. 0: any child, and a new one if there is none.
-        tty: stdin is a terminal, make it the controlling one.
-    """
-
-    number: int
-    argv: Sequence[bytes | str]
-    env: Mapping[str, str]
-    cwd: bytes
-    stdio: tuple[int, int, int]
-    rlimits: Sequence[tuple[int, int, int]] = ()
-    tag: bytes = b""
-    held: tuple[int, ...] = ()
-    keep_background: bool = False
-    standby: int = 0
-    tty: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StepUsage:
-    """getrusage(2) of a step's main process and the children that it waited for."""
-
-    user_us: int
-    system_us: int
-    max_rss_kib: int
-    minor_faults: int
-    major_faults: int
-    in_blocks: int
-    out_blocks: int
-    voluntary_switches: int
-    involuntary_switches: int
-
-
-@dataclass(frozen=True, slots=True)
-class StepExit:
-    """How a step ended; everything that it left behind is dead.
-
-    Times are CLOCK_MONOTONIC of the host: just before execve, and when the main process was reaped.
-    """
-
-    number: int
-    wait_status: int
-    usage: StepUsage
-    started_ns: int
-    ended_ns: int
-
-    @property
-    def exit_code(self) -> int | None:
-        """0 to 255, or None when a signal ended it."""
-        return os.WEXITSTATUS(self.wait_status) if os.WIFEXITED(self.wait_status) else None
-
-    @property
-    def signal(self) -> int | None:
-        """The signal that ended it, or None when it exited."""
-        return os.WTERMSIG(self.wait_status) if os.WIFSIGNALED(self.wait_status) else None
-
-    @property
-    def user_us(self) -> int:
-        """User CPU time in microseconds."""
-        return self.usage.user_us
-
-    @property
-    def system_us(self) -> int:
-        """System CPU time in microseconds."""
-        return self.usage.system_us
-
-    @property
-    def max_rss_kib(self) -> int:
-        """Largest resident set of one process in KiB."""
-        return self.usage.max_rss_kib
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """A step that init knows, for a server that did not start it.
-
-    ``held`` has the descriptors in the order of ``ExecStep.held`` (None: dropped or never given);
-    they belong to the receiver. ``exit`` is set once the step has ended.
-    """
-
-    number: int
-    state: State
-    pid_inside: int
-    flags: ExecFlags
-    tag: bytes
-    held: tuple[int | None, int | None, int | None]
-    exit: StepExit | None
-
-
-@dataclass(slots=True)
-class _Request:
-    """A request that waits for its answer."""
-
-    type: Type
-    future: asyncio.Future[Any]
-    subject: bytes | int | None = None  # the path or step number, for errors and answers
-
-
-class InitClient:
+class InitClient(Channel):
     """Client of one sandbox's retort-init.
 
     Everything is called from the loop's thread. After the connection is lost every method raises
@@ -217,20 +80,8 @@ class InitClient:
         self.running = 0
         self.unreleased = 0
         self.features = Features(0)
-        self._socket = sock
-        self._fd = sock.fileno()
-        self._loop = asyncio.get_running_loop()
-        self._on_lost = on_lost
-        self._lost: SandboxFault | None = None
-        self._is_closed = False
-        self._next_id = 1
-        self._requests: dict[int, _Request] = {}
-        self._taken: _Request | None = None  # whose answer is being read
         self._on_exit: dict[int, Callable[[StepExit], None]] = {}
         self._exits: dict[int, StepExit] = {}  # arrived before somebody adopted the step
-        self._unsent: deque[tuple[list[bytes], tuple[int, ...]]] = deque()
-        self._buffer = bytearray(protocol.ANSWER_MAX + 1)
-        self._view = memoryview(self._buffer)
         self._handlers: dict[int, Callable[[int, int, list[int]], None]] = {
             Type.STARTED: self._receive_started,
             Type.EXITED: self._receive_exited,
@@ -242,8 +93,7 @@ class InitClient:
             Type.STEP: self._receive_step,
             Type.WELCOME: self._receive_welcome,
         }
-        sock.setblocking(False)
-        self._loop.add_reader(self._fd, self._readable)
+        super().__init__(sock, on_lost)
 
     @classmethod
     async def connect(
@@ -266,7 +116,7 @@ class InitClient:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                sock = target if isinstance(target, socket.socket) else await _connect(target)
+                sock = target if isinstance(target, socket.socket) else await connect_to(target)
                 client = cls(sock, on_lost)
                 try:
                     await client._request(Type.HELLO, protocol.VERSION, 0)
@@ -361,7 +211,7 @@ class InitClient:
                     break
                 records.append(record)
         except BaseException:
-            _close_all([fd for record in records for fd in record.held if fd is not None])
+            close_all([fd for record in records for fd in record.held if fd is not None])
             raise
         for record in records:
             if record.exit is not None and record.number not in self._on_exit:
@@ -469,22 +319,7 @@ class InitClient:
 
     # --- connection ----------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Close the connection; the sandbox lives on. Pending futures fail with SandboxFault."""
-        self._is_closed = True
-        self._end(SandboxFault("init", "connection closed"))
-
-    def _check(self) -> None:
-        if self._lost is not None:
-            raise SandboxFault(*self._lost_reason())
-
-    def _lost_reason(self) -> tuple[str, str]:
-        return "init", f"connection is gone ({self._lost})"
-
-    def _new_id(self) -> int:
-        id_ = self._next_id
-        self._next_id = id_ % 0xFFFFFFFF + 1
-        return id_
+    # --- requests ---------------------------------------------------------------------------
 
     def _request(
         self,
@@ -498,143 +333,43 @@ class InitClient:
         head = _LAYOUTS[type_].pack(type_, id_, *fields)
         return self._send(type_, id_, [head, tail], fds, subject)
 
-    def _send(
-        self,
-        type_: Type,
-        id_: int,
-        parts: list[bytes],
-        fds: tuple[int, ...],
-        subject: bytes | int | None,
-    ) -> asyncio.Future[Any]:
-        self._check()
-        if self._unsent or not self._try_send(parts, fds):
-            # Duplicates, for the caller may close its own as soon as we return.
-            self._unsent.append((parts, tuple(os.dup(fd) for fd in fds)))
-            self._loop.add_writer(self._fd, self._writable)
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._requests[id_] = _Request(type_, future, subject)
-        return future
-
-    def _try_send(self, parts: list[bytes], fds: tuple[int, ...]) -> bool:
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        try:
-            self._socket.sendmsg(parts, ancillary, socket.MSG_NOSIGNAL)
-        except (BlockingIOError, InterruptedError):
-            return False
-        except ConnectionError as exc:
-            # Any other error (EBADF, ETOOMANYREFS) is about this message, not the connection.
-            self._fail(f"send: {exc}")
-            self._check()
-        return True
-
-    def _writable(self) -> None:
-        while self._unsent:
-            parts, fds = self._unsent[0]
-            try:
-                if not self._try_send(parts, fds):
-                    return
-            except SandboxFault:
-                return  # everybody has been told
-            except OSError as exc:
-                self._fail(f"send: {exc}")
-                return
-            self._unsent.popleft()
-            _close_all(fds)
-        self._loop.remove_writer(self._fd)
-
-    def _readable(self) -> None:
-        try:
-            length, ancillary, flags, _ = self._socket.recvmsg_into(
-                [self._buffer], _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
-            )
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as exc:
-            self._fail(f"receive: {exc}")
-            return
-        fds = array.array("i")
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        if length == 0:
-            self._end(SandboxFault("init", "it closed the connection"), tell=True, cause=None)
-            return
-        rest = list(fds)
-        try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or length < protocol.HEADER.size:
-                raise _Nonsense("cut short")
-            type_, id_ = protocol.HEADER.unpack_from(self._buffer)
-            handler = self._handlers.get(type_)
-            if handler is None:
-                raise _Nonsense(f"unknown type {type_}")
-            handler(id_, length, rest)
-            if rest:
-                raise _Nonsense("descriptors that nobody asked for")
-        except _Nonsense as exc:
-            self._fail(f"sent nonsense: {exc}")
-        finally:
-            self._taken = None
-            _close_all(rest)  # what the handler did not take
-
-    def _fail(self, reason: str) -> None:
-        fault = SandboxFault("init", reason)
-        self._end(fault, tell=True, cause=fault)
-
-    def _end(
-        self, fault: SandboxFault, *, tell: bool = False, cause: Exception | None = None
-    ) -> None:
-        if self._lost is not None:
-            return
-        self._lost = fault
-        self._loop.remove_reader(self._fd)
-        self._loop.remove_writer(self._fd)
-        self._socket.close()
-        for _, fds in self._unsent:
-            _close_all(fds)
-        self._unsent.clear()
+    def _forget(self) -> None:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
-        requests, self._requests = [*self._requests.values()], {}
-        if self._taken is not None:
-            requests.append(self._taken)
         self._on_exit.clear()
         self._exits.clear()
-        for request in requests:
-            if not request.future.done():
-                request.future.set_exception(SandboxFault(*self._lost_reason()))
-        if tell:
-            # Soon, for it may be the caller's own request that found out.
-            self._loop.call_soon(self._tell, cause)
-
-    def _tell(self, cause: Exception | None) -> None:
-        if not self._is_closed:
-            self._on_lost(cause)
 
     # --- answers -------------------------------------------------------------------------------
 
-    def _take(self, answer: Type, id_: int) -> _Request:
+    def _receive(self, type_: int, id_: int, length: int, fds: list[int]) -> None:
+        handler = self._handlers.get(type_)
+        if handler is None:
+            raise Nonsense(f"unknown type {type_}")
+        handler(id_, length, fds)
+
+    def _take(self, answer: Type, id_: int) -> Request:
         request = self._taken = self._requests.pop(id_, None)
         if request is None or _ANSWERS[request.type] is not answer:
-            raise _Nonsense(f"{answer.name} that answers nothing")
+            raise Nonsense(f"{answer.name} that answers nothing")
         return request
 
     def _unpack(self, layout: struct.Struct, length: int) -> tuple[Any, ...]:
         if length != layout.size:
-            raise _Nonsense(f"{length} bytes for {layout.size}")
+            raise Nonsense(f"{length} bytes for {layout.size}")
         return layout.unpack_from(self._buffer)
 
     def _receive_started(self, id_: int, length: int, fds: list[int]) -> None:
         _, _, number, pid, _ = self._unpack(protocol.STARTED, length)
         request = self._take(Type.STARTED, id_)
         if number != request.subject or pid <= 0:
-            raise _Nonsense("STARTED of another step")
+            raise Nonsense("STARTED of another step")
         _resolve(request.future, Started(number, pid))
 
     def _receive_exited(self, id_: int, length: int, fds: list[int]) -> None:
         _, _, number, status, _, *numbers = self._unpack(protocol.EXITED, length)
         if id_ or not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
-            raise _Nonsense(f"EXITED with wait status {status}")
+            raise Nonsense(f"EXITED with wait status {status}")
         exited = StepExit(number, status, StepUsage(*numbers[:9]), *numbers[9:])
         on_exit = self._on_exit.pop(number, None)
         if on_exit is not None:
@@ -643,13 +378,13 @@ class InitClient:
         elif len(self._exits) < protocol.STEPS_MAX:
             self._exits[number] = exited
         else:
-            raise _Nonsense("EXITED of more steps than there are")
+            raise Nonsense("EXITED of more steps than there are")
 
     def _receive_failed(self, id_: int, length: int, fds: list[int]) -> None:
         _, _, number, error = self._unpack(protocol.FAILED, length)
         request = self._taken = self._requests.pop(id_, None)
         if request is None or not 0 < error < _ERRNO_END or number not in _PHASES:
-            raise _Nonsense(f"FAILED that answers nothing (phase {number}, errno {error})")
+            raise Nonsense(f"FAILED that answers nothing (phase {number}, errno {error})")
         phase = Phase(number)
         if request.type is Type.EXEC and isinstance(request.subject, int):
             self._on_exit.pop(request.subject, None)
@@ -684,31 +419,31 @@ class InitClient:
     def _receive_welcome(self, id_: int, length: int, fds: list[int]) -> None:
         _, _, version, running, unreleased, features = self._unpack(protocol.WELCOME, length)
         if version != protocol.VERSION:
-            raise _Nonsense(f"version {version}")
+            raise Nonsense(f"version {version}")
         self.running, self.unreleased, self.features = running, unreleased, Features(features)
         request = self._take(Type.WELCOME, id_)
         if len(fds) != 1:
-            raise _Nonsense(f"{len(fds)} descriptors in WELCOME")
+            raise Nonsense(f"{len(fds)} descriptors in WELCOME")
         self.pidfd = fds.pop()
         _resolve(request.future, None)
 
     def _receive_step(self, id_: int, length: int, fds: list[int]) -> None:
         if length < protocol.STEP.size:
-            raise _Nonsense(f"{length} bytes of STEP")
+            raise Nonsense(f"{length} bytes of STEP")
         _, _, number, state, pid, status, flags, mask, tag_length, *numbers = (
             protocol.STEP.unpack_from(self._buffer)
         )
         request = self._take(Type.STEP, id_)
         wanted = mask.bit_count()
         if length != protocol.STEP.size + tag_length or mask >> protocol.HELD_MAX:
-            raise _Nonsense("STEP that does not add up")
+            raise Nonsense("STEP that does not add up")
         if state not in _STATES or len(fds) != wanted:
-            raise _Nonsense(f"STEP in state {state} with {len(fds)} descriptors")
+            raise Nonsense(f"STEP in state {state} with {len(fds)} descriptors")
         exited = None
         if state == State.ENDED:
             exited = StepExit(number, status, StepUsage(*numbers[:9]), *numbers[9:])
         if request.future.done():  # cancelled
-            _close_all(fds)
+            close_all(fds)
             fds.clear()
             return
         held = [fds.pop(0) if mask >> index & 1 else None for index in range(protocol.HELD_MAX)]
@@ -722,16 +457,12 @@ class InitClient:
         """Resolve a request with its one descriptor; close it if nobody waits any more."""
         request = self._take(answer, id_)
         if len(fds) != 1:
-            raise _Nonsense(f"{len(fds)} descriptors in {answer.name}")
+            raise Nonsense(f"{len(fds)} descriptors in {answer.name}")
         if request.future.done():
-            _close_all(fds)
+            close_all(fds)
         else:
             request.future.set_result(wrap(fds[0]))
         fds.clear()
-
-
-class _Nonsense(Exception):
-    """A message that no honest init sends."""
 
 
 def _resolve(future: asyncio.Future[Any], result: object) -> None:
@@ -750,42 +481,10 @@ def _retrieve(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            os.close(fd)
-
-
 def _host_pid(pidfd: int) -> int:
     """Return the pid in our namespace, or -1 for a process that is dead (pidfd_open(2), fdinfo)."""
     with open(f"/proc/self/fdinfo/{pidfd}", "rb") as info:  # noqa: PTH123  procfs, hot path
         for line in info:
             if line.startswith(b"Pid:"):
                 return int(line[4:])
-    raise _Nonsense("a descriptor that is no pidfd")
-
-
-async def _connect(path: str | bytes) -> socket.socket:
-    folder, name = os.path.split(os.fsencode(path))
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-    sock.setblocking(False)
-    try:
-        # Through a descriptor, as the name of a unix socket is cut at 107 bytes (unix(7)).
-        place = os.open(folder or b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except BaseException:
-        sock.close()
-        raise
-    try:
-        while True:
-            try:
-                sock.connect(b"/proc/self/fd/%d/%s" % (place, name))
-            except BlockingIOError:
-                # Backlog full. Unix sockets do not finish such a connect later (unix(7)).
-                await asyncio.sleep(_CONNECT_RETRY_S)
-            else:
-                return sock
-    except BaseException:
-        sock.close()
-        raise
-    finally:
-        os.close(place)
+    raise Nonsense("a descriptor that is no pidfd")

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import retort
-from retort.sandbox.init import ExecStep, InitClient, Started, StepExit
+from retort.sandbox.init import InitClient
+from retort.sandbox.step_values import ExecStep, Started, StepExit
 
 BUILT = Path(retort.__file__).parent / "_bin" / "retort-init"
 BINARY = Path(os.environ.get("RETORT_INIT_BINARY", BUILT))
@@ -68,9 +69,7 @@ class Box:
             if os.geteuid() == 0:
                 as_guest = {"user": GUEST_UID, "group": GUEST_UID, "extra_groups": []}
             binary = shutil.copy(BINARY, folder / "retort-init")  # where the guest may read it
-            for above in (folder, *folder.parents[:2]):
-                if above.stat().st_uid == os.geteuid():
-                    above.chmod(0o755)
+            folder.chmod(0o755)  # the fixture's own, not those above, which are the host's
             command = [*BWRAP, "--ro-bind", binary, "/init", "/init", str(listener.fileno())]
         with listener:
             self.process = subprocess.Popen(

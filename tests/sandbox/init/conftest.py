@@ -17,8 +17,8 @@ from retort.sandbox.init import InitClient
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A short path: a unix socket's name has 107 bytes at most."""
-    with tempfile.TemporaryDirectory(prefix="ri-") as name:
+    """A short path, as a socket's name has 107 bytes at most, and one that every uid can pass."""
+    with tempfile.TemporaryDirectory(prefix="ri-", dir="/tmp") as name:
         yield Path(name)
 
 

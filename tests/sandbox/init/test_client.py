@@ -16,8 +16,9 @@ from tests.sandbox.init.box import DEADLINE_S, Box, open_descriptors
 
 from retort.errors import SandboxFault
 from retort.sandbox import protocol
-from retort.sandbox.init import ExecStep, InitClient, StepExit, StepNotStarted
+from retort.sandbox.init import InitClient
 from retort.sandbox.protocol import Phase, State, Type
+from retort.sandbox.step_values import ExecStep, StepExit, StepNotStarted
 
 USAGE = (1, 2, 3, 4, 5, 6, 7, 8, 9)
 

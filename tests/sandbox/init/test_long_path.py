@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from retort.sandbox.init import _connect
+from retort.sandbox.channel import connect_to
 
 
 async def test_a_long_path_is_connected_to(tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ async def test_a_long_path_is_connected_to(tmp_path: Path) -> None:
         (tmp_path / "short").symlink_to(folder)
         listener.bind(f"{tmp_path}/short/s")
         listener.listen(1)
-        connected = await _connect(str(folder / "s"))
+        connected = await connect_to(str(folder / "s"))
         connected.close()
     finally:
         listener.close()

@@ -16,8 +16,9 @@ from tests.sandbox.init.box import DEADLINE_S, Box
 
 from retort.errors import SandboxFault
 from retort.sandbox import protocol
-from retort.sandbox.init import ExecStep, InitClient, StepExit, StepRecord
+from retort.sandbox.init import InitClient
 from retort.sandbox.protocol import State, Type
+from retort.sandbox.step_values import ExecStep, StepExit, StepRecord
 
 
 async def exit_of(client: InitClient, number: int) -> StepExit:

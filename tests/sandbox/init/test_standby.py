@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from tests.sandbox.init.box import DEADLINE_S, Box, open_descriptors
 
-from retort.sandbox.init import InitClient, Standby, StepNotStarted
+from retort.sandbox.init import InitClient
 from retort.sandbox.protocol import Phase
+from retort.sandbox.step_values import Standby, StepNotStarted
 
 
 def kill_and_wait(standby: Standby) -> None:

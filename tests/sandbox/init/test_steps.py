@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import errno
 import os
 import pty
 import resource
 import signal
+from collections.abc import Callable, Iterator
 
 import pytest
 from tests.sandbox.init.box import Box, signal_number
 
-from retort.sandbox.init import ExecStep, InitClient, StepNotStarted
+from retort.sandbox.init import InitClient
 from retort.sandbox.protocol import Features, Phase, Scope, State
+from retort.sandbox.step_values import ExecStep, StepNotStarted
 
 
 async def test_hello_tells_what_init_is(box: Box, client: InitClient) -> None:
@@ -64,6 +68,36 @@ async def test_program_starts_with_clean_signals_and_umask(box: Box, client: Ini
         "SigBlk": "0" * 16,
         "SigIgn": "0" * 16,
     }
+
+
+@contextlib.contextmanager
+def ignored_signals(*numbers: int) -> Iterator[None]:
+    """Ignore signals, by the kernel itself: glibc keeps 32 and 33 from its callers."""
+    system_call = ctypes.CDLL(None, use_errno=True).syscall
+    rt_sigaction = {"x86_64": 13, "aarch64": 134}[os.uname().machine]
+    ignore = ctypes.create_string_buffer(bytes([signal.SIG_IGN]), 64)
+    before = [(number, ctypes.create_string_buffer(64)) for number in numbers]
+    for number, old in before:
+        assert system_call(rt_sigaction, number, ignore, old, 8) == 0, ctypes.get_errno()
+    try:
+        yield
+    finally:
+        for number, old in before:
+            system_call(rt_sigaction, number, old, None, 8)
+
+
+@pytest.mark.skipif(
+    os.uname().machine not in ("x86_64", "aarch64"), reason="rt_sigaction has another number here"
+)
+async def test_signals_that_init_found_ignored_are_not_in_a_program(
+    make_box: Callable[..., Box],
+) -> None:
+    with ignored_signals(signal.SIGUSR1, 32, 33, 64):
+        box = make_box()
+    client = await box.connect()
+    ran = await box.sh(client, "grep SigIgn /proc/self/status")
+    client.close()
+    assert ran.text.split() == ["SigIgn:", "0" * 16]
 
 
 async def test_program_leads_its_own_session_and_group(box: Box, client: InitClient) -> None:

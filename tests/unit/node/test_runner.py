@@ -19,8 +19,8 @@ from retort.node import runner as module
 from retort.node import step as step_module
 from retort.node.runner import Runner, RunSettings
 from retort.node.watched_run import WatchedRun
-from retort.sandbox.init import ExecStep, Started, StepExit, StepNotStarted, StepUsage
 from retort.sandbox.protocol import Phase, Scope
+from retort.sandbox.step_values import ExecStep, Started, StepExit, StepNotStarted, StepUsage
 
 SOON = 0.02  # seconds that a call waits when it shall find nothing
 
