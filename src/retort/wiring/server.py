@@ -27,6 +27,7 @@ from retort.api.sessions import SessionRoutes
 from retort.api.stream import StreamRoutes
 from retort.config import Config
 from retort.core.image import Catalogue
+from retort.core.limits import Limits
 from retort.core.run import RunLimits
 from retort.errors import RetortError, SandboxFault
 from retort.node.agent import LocalNode
@@ -112,7 +113,9 @@ async def _serve(
     catalogue = Catalogue(found.images, config.sandbox.image_aliases)
     node = await _local_node(config, catalogue, lambda sid, why: sessions.lost(sid, why))
     placement = LocalPlacement(node, memory_bytes=machine_memory_bytes(), cpus=os.cpu_count() or 1)
-    sessions = SessionService(SqlSessions(database), placement, catalogue, clock, config.limits)
+    sessions = SessionService(
+        SqlSessions(database), placement, catalogue, clock, _limits_of_host(config.limits)
+    )
     await sessions.bury("server-ended")
     run_service = RunService(sessions, placement, poll_s=runs.poll_s)
     file_service = FileService(sessions, placement, secret=_secret(config.state.folder))
@@ -205,6 +208,15 @@ async def _local_node(
         places=Places(groups, _walls(config, has_filter=seccomp is not None)),
         shares_network=sandbox.network == "host",
         on_lost=on_lost,
+    )
+
+
+def _limits_of_host(limits: Limits) -> Limits:
+    """Give the default limits, no larger than this host: or no default session would fit."""
+    return dataclasses.replace(
+        limits,
+        memory_bytes=min(limits.memory_bytes, machine_memory_bytes()),
+        cpus=min(limits.cpus, os.cpu_count() or 1),
     )
 
 
