@@ -119,9 +119,12 @@ static int watch_children(bool is_pid1)
 {
 	sigset_t children, blocked;
 
-	/* Whatever the launcher left ignored would stay ignored in programs. */
+	/* Whatever the launcher left ignored would stay ignored in programs. Asked of the kernel:
+	 * signal() refuses 32 and 33, which glibc keeps for itself and GNU make leaves ignored.
+	 * Zeros are the kernel's struct sigaction with SIG_DFL, on every architecture. */
+	const unsigned long by_default[8] = { 0 };
 	for (int number = 1; number < NSIG; number++)
-		signal(number, SIG_DFL);
+		syscall(SYS_rt_sigaction, number, by_default, NULL, (NSIG - 1) / 8);
 	sigemptyset(&children);
 	sigaddset(&children, SIGCHLD);
 	/* Pid 1 blocks nothing else: the kernel drops a default-disposition signal to it when it is
