@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench import floors
 from bench.measure import Row, in_turns
-from bench.server import Bench
+from bench.server import Bench, running
 
 HELLO = b'#include <stdio.h>\nint main(void) { puts("hello"); return 0; }\n'
 CYCLE = {
@@ -139,9 +139,40 @@ def listing(bench: Bench) -> Row:
     return row
 
 
+def walls_back_to_back(bench: Bench) -> Row:
+    """Run a built program behind all walls, against the same server without them."""
+    return _walls(bench, "walls, back to back", rounds=400, pause_s=0.0, extra_ms=0.3)
+
+
+def walls_after_pause(bench: Bench) -> Row:
+    """The same with 200 ms of idleness before each call."""
+    return _walls(bench, "walls, 200 ms idle before", rounds=40, pause_s=0.2, extra_ms=0.5)
+
+
+def _walls(bench: Bench, title: str, *, rounds: int, pause_s: float, extra_ms: float) -> Row:
+    with running("bench.bare_server") as bare:
+        names = []
+        for each in (bare, bench):
+            names.append(each.session())
+            each.upload(names[-1], {"hello.c": HELLO})
+            assert each.run(names[-1], build="gcc -o hello hello.c", exec=None) == 0
+        floor, retort, load = in_turns(
+            lambda: bare.run(names[0], build=None, exec="./hello"),
+            lambda: bench.run(names[1], build=None, exec="./hello"),
+            rounds=rounds,
+            pause_s=pause_s,
+        )
+        bench.destroy(names[1])
+    row = Row(title, floor, retort, f"no walls + {extra_ms:g} ms", 0.0, load)
+    row.budget_ms = row.floor + extra_ms
+    return row
+
+
 ROWS: dict[str, Callable[[Bench], Row]] = {
     "exec": exec_back_to_back,
     "exec-idle": exec_after_pause,
+    "walls": walls_back_to_back,
+    "walls-idle": walls_after_pause,
     "cycle": cycle,
     "create": create,
     "upload": upload,

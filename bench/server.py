@@ -57,16 +57,20 @@ class Bench:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Bench]:
-    """Run a server for the length of a block."""
+def running(program: str = "retort.cli.main") -> Iterator[Bench]:
+    """Run a server for the length of a block.
+
+    Args:
+        program: the module to run; `bench.bare_server` has no walls but the sandbox itself.
+    """
     environ = os.environ | {
-        "PYTHONPATH": str(ROOT / "src"),
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
         "RETORT_KEYS_RATE_LIMIT": "100000000",
         "RETORT_KEYS_MAX_SESSIONS": "100000",
     }
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o711)
-        command = [sys.executable, "-m", "retort.cli.main"]
+        command = [sys.executable, "-m", program]
         key = json.loads(
             subprocess.run(
                 [*command, "keys", "create", "--json", "--state", folder],
