@@ -122,7 +122,11 @@ class Sandbox:
     memory_bytes: int = 2048 * MIB
     #: CPUs of a session that does not name its `cpu` slot.
     cpus: float = 1.0
-    #: Processes and threads of a step (RLIMIT_NPROC).
+    #: Bytes of memory that a session may ask for; unset: all that the host has.
+    max_memory_bytes: int | None = None
+    #: CPUs that a session may ask for; unset: all that the host has.
+    max_cpus: float | None = None
+    #: Processes and threads of a session at a time.
     processes: int = 1024
     #: Open files of a process (RLIMIT_NOFILE).
     open_files: int = 4096
@@ -172,11 +176,15 @@ class Keys:
     max_sessions: int = 30
     #: Requests of a key in a rolling window of 900 s.
     rate_limit: int = 30_000
+    #: Bytes of memory that one session of a key may ask for; unset: as much as the server gives.
+    max_memory_bytes: int | None = None
+    #: CPUs that one session of a key may ask for; unset: as many as the server gives.
+    max_cpus: float | None = None
 
     @property
     def policy(self) -> KeyPolicy:
         """The same as a value of core."""
-        return KeyPolicy(max_sessions=self.max_sessions, rate_limit=self.rate_limit)
+        return KeyPolicy(self.max_sessions, self.rate_limit, self.max_memory_bytes, self.max_cpus)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

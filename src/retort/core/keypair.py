@@ -14,10 +14,13 @@ class KeyPolicy:
     Attributes:
         max_sessions: live sessions (spec 7.1: 412 above it).
         rate_limit: requests in a rolling window of 900 s (spec 4.3).
+        max_memory_bytes, max_cpus: of one session; None: as much as the server gives.
     """
 
     max_sessions: int = 30
     rate_limit: int = 30_000
+    max_memory_bytes: int | None = None
+    max_cpus: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

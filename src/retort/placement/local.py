@@ -18,7 +18,7 @@ class LocalPlacement:
         cpus: of the machine.
     """
 
-    def __init__(self, node: Node, *, memory_bytes: int, cpus: int) -> None:
+    def __init__(self, node: Node, *, memory_bytes: int, cpus: float) -> None:
         self._node = node
         self._memory_bytes = memory_bytes
         self._cpus = cpus
@@ -28,7 +28,7 @@ class LocalPlacement:
         if session.limits.memory_bytes > self._memory_bytes:
             raise QuotaExceeded(f"mem: at most {self._memory_bytes} bytes on this server")
         if session.limits.cpus > self._cpus:
-            raise QuotaExceeded(f"cpu: at most {self._cpus} on this server")
+            raise QuotaExceeded(f"cpu: at most {self._cpus:g} on this server")
         return self._node
 
     def node_of(self, session_id: uuid.UUID) -> Node:

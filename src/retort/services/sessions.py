@@ -8,6 +8,7 @@ import dataclasses
 import secrets
 import uuid
 from collections.abc import Coroutine, Iterable
+from typing import TypeVar
 
 import structlog
 
@@ -27,6 +28,8 @@ from retort.errors import (
 )
 
 log = structlog.get_logger()
+
+N = TypeVar("N", int, float)
 
 MAX_ENVIRON_BYTES = 8 * 1024  # with a command it fits one message to init (64 KiB)
 
@@ -167,11 +170,12 @@ class SessionService:
 
     def _new(self, owner: KeyPair, request: SessionRequest, image: str) -> Session:
         now = self._clock.now()
+        policy = owner.policy
         limits = dataclasses.replace(
             self._limits,
-            cpus=self._limits.cpus if request.cpus is None else request.cpus,
-            memory_bytes=(
-                self._limits.memory_bytes if request.memory_bytes is None else request.memory_bytes
+            cpus=_slot("cpu", request.cpus, self._limits.cpus, policy.max_cpus),
+            memory_bytes=_slot(
+                "mem", request.memory_bytes, self._limits.memory_bytes, policy.max_memory_bytes
             ),
         )
         _check_environ(request.environ.items())
@@ -337,6 +341,19 @@ def _is_cancelled() -> bool:
     """Whether somebody cancelled the present task, not only what it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _slot(name: str, asked: N | None, default: N, most: N | None) -> N:
+    """Give a slot's value: what is asked for, within the key's policy (spec 5.9).
+
+    Raises:
+        QuotaExceeded: more is asked for than the key may have; a default is cut instead.
+    """
+    if asked is not None and most is not None and asked > most:
+        raise QuotaExceeded(f"{name}: at most {most:g} for this key")
+    if asked is not None:
+        return asked
+    return default if most is None else min(default, most)
 
 
 def _check_environ(items: Iterable[tuple[str, str]]) -> None:

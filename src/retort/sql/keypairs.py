@@ -73,6 +73,8 @@ def _to_row(keypair: KeyPair) -> dict[str, Any]:
         "is_admin": keypair.is_admin,
         "max_sessions": keypair.policy.max_sessions,
         "rate_limit": keypair.policy.rate_limit,
+        "max_memory_bytes": keypair.policy.max_memory_bytes,
+        "max_cpus": keypair.policy.max_cpus,
     }
 
 
@@ -86,5 +88,10 @@ def _from_row(row: sa.Row[Any]) -> KeyPair:
         created_at=row.created_at,
         is_active=row.is_active,
         is_admin=row.is_admin,
-        policy=KeyPolicy(max_sessions=row.max_sessions, rate_limit=row.rate_limit),
+        policy=KeyPolicy(
+            max_sessions=row.max_sessions,
+            rate_limit=row.rate_limit,
+            max_memory_bytes=row.max_memory_bytes,
+            max_cpus=row.max_cpus,
+        ),
     )

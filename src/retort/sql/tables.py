@@ -76,6 +76,8 @@ KEYPAIRS = sa.Table(
     sa.Column("is_admin", sa.Boolean(), nullable=False),
     sa.Column("max_sessions", sa.Integer(), nullable=False),
     sa.Column("rate_limit", sa.Integer(), nullable=False),
+    sa.Column("max_memory_bytes", sa.BigInteger(), nullable=True),
+    sa.Column("max_cpus", sa.Float(), nullable=True),
 )
 
 #: Which sessions count as ended; `SessionStatus.is_live` in SQL, as text because an index needs it.

@@ -8,6 +8,7 @@ import dataclasses
 import datetime as dt
 import fcntl
 import hashlib
+import math
 import os
 import secrets
 import shutil
@@ -112,9 +113,11 @@ async def _serve(
     found = await asyncio.to_thread(host_catalogue)
     catalogue = Catalogue(found.images, config.sandbox.image_aliases)
     node = await _local_node(config, catalogue, lambda sid, why: sessions.lost(sid, why))
-    placement = LocalPlacement(node, memory_bytes=machine_memory_bytes(), cpus=os.cpu_count() or 1)
+    placement = LocalPlacement(
+        node, memory_bytes=_most_memory_bytes(config), cpus=_most_cpus(config)
+    )
     sessions = SessionService(
-        SqlSessions(database), placement, catalogue, clock, _limits_of_host(config.limits)
+        SqlSessions(database), placement, catalogue, clock, _default_limits(config)
     )
     await sessions.bury("server-ended")
     run_service = RunService(sessions, placement, poll_s=runs.poll_s)
@@ -211,12 +214,23 @@ async def _local_node(
     )
 
 
-def _limits_of_host(limits: Limits) -> Limits:
-    """Give the default limits, no larger than this host: or no default session would fit."""
+def _most_memory_bytes(config: Config) -> int:
+    """Give what a session may have at most, by the settings and by this host."""
+    return min(config.sandbox.max_memory_bytes or machine_memory_bytes(), machine_memory_bytes())
+
+
+def _most_cpus(config: Config) -> float:
+    """Give the same for CPUs."""
+    return min(config.sandbox.max_cpus or math.inf, os.cpu_count() or 1)
+
+
+def _default_limits(config: Config) -> Limits:
+    """Give the default limits, no larger than what may be asked for: or no session would fit."""
+    limits = config.limits
     return dataclasses.replace(
         limits,
-        memory_bytes=min(limits.memory_bytes, machine_memory_bytes()),
-        cpus=min(limits.cpus, os.cpu_count() or 1),
+        memory_bytes=min(limits.memory_bytes, _most_memory_bytes(config)),
+        cpus=min(limits.cpus, _most_cpus(config)),
     )
 
 

@@ -22,6 +22,8 @@ def upgrade() -> None:
         sa.Column("is_admin", sa.Boolean(), nullable=False),
         sa.Column("max_sessions", sa.Integer(), nullable=False),
         sa.Column("rate_limit", sa.Integer(), nullable=False),
+        sa.Column("max_memory_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("max_cpus", sa.Float(), nullable=True),
     )
     op.create_table(
         "sessions",
