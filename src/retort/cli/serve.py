@@ -24,6 +24,11 @@ from retort.errors import RetortError
 from retort.wiring.server import RunningServer, running_server
 from retort.wiring.store import open_keyring
 
+HOST_NETWORK = """\
+WARNING: sandbox.network is "host". Every program in every session has this machine's network:
+its services on loopback, this server included, your local network and the internet. This is for
+code that you trust; anything else belongs behind sandbox.network = "none"."""
+
 
 @click.command()
 @click.option("--listen", metavar="HOST:PORT", help="Address to listen on [127.0.0.1:8090].")
@@ -72,6 +77,8 @@ async def _serve(config: Config) -> None:
         else:
             hint = "   (Ctrl-C stops it)" if sys.stdout and sys.stdout.isatty() else ""
             _say([f"Retort listens on {server.url}{hint}"])
+        if config.sandbox.network == "host":
+            click.echo(HOST_NETWORK, err=True)
         await stop.wait()
         _say(["Retort stops; its sessions end with it."])
 

@@ -31,7 +31,7 @@ OWN_ETC = {
     "hostname": "localhost\n",
     "host.conf": "multi on\n",
     "resolv.conf": "",
-    "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n"
+    "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
     "networks: files\nprotocols: files\nservices: files\n",
     "shells": "/bin/sh\n/bin/bash\n",
     "environment": "",

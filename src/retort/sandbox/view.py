@@ -17,6 +17,7 @@ from retort.sandbox.rootfs import HOME, USER_ID, Base
 
 MIB = 2**20
 
+RESOLV_CONF = "/etc/resolv.conf"
 INIT = "/.retort/init"  #: init's path inside; the folder is root's only child not known from Debian
 
 MASKED = (
@@ -112,6 +113,8 @@ def view(
         *("--clearenv", "--cap-drop", "ALL", "--info-fd", str(handed.info)),
         *system,
         *("--ro-bind", str(base.etc), "/etc"),
+        # With the host's network its name servers; the base has an empty file in that place.
+        *(("--ro-bind-try", RESOLV_CONF, RESOLV_CONF) if spec.shares_network else ()),
         *("--perms", "0755", "--dir", os.path.dirname(INIT)),  # noqa: PTH120 - not a host path
         *("--ro-bind", str(base.init), INIT),
         *("--proc", "/proc"),
