@@ -20,7 +20,7 @@ from retort.wiring.host import host_facts
 if TYPE_CHECKING:
     from retort.sandbox.probe import Finding, HostFacts
 
-_COLOURS = {"enforced": "green", "missing": "red", "planned": "yellow"}
+_COLOURS = {"enforced": "green", "missing": "red"}
 
 
 @click.command()

@@ -15,7 +15,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("retort.cli.serve:serve", "Run the server until SIGINT or SIGTERM."),
     "keys": ("retort.cli.keys:keys", "Make, list and revoke access keys."),
     "doctor": ("retort.cli.doctor:doctor", "Say what this host can enforce."),
-    "selftest": ("retort.cli.selftest:selftest", "Attack this host's sandboxes and say what held."),
+    "selftest": (
+        "retort.cli.selftest:selftest",
+        "Attack sandboxes of this host and say which walls held.",
+    ),
 }
 
 

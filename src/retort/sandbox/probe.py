@@ -15,7 +15,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from retort.sandbox.cgroup import find
 from retort.sandbox.images import SEARCH_PATH
+from retort.sandbox.seccomp import is_available
+from retort.sandbox.session_group import Mode
 
 TRIAL_S = 20  #: a trial that takes longer has failed
 TRIAL_UID = 65534  #: as root, trials run as nobody: any uid without a right will do
@@ -26,14 +29,6 @@ _OPENAT2 = 437  # the same number on every architecture since 5.6
 _LANDLOCK_CREATE_RULESET = 444
 _LANDLOCK_VERSION = 1
 _AT_FDCWD = -100
-
-
-class CgroupMode(enum.Enum):
-    """What the server may do with control groups."""
-
-    V2 = "v2-delegated"  #: it can make groups of its own in the unified tree, with controllers
-    V1 = "v1"  #: it can make groups in the older trees
-    NONE = "none"  #: it can make none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,9 +42,11 @@ class HostFacts:
         sandbox_problem: why a trial sandbox failed, in bubblewrap's words; None if it worked.
         kernel_release: of the host kernel.
         has_openat2, has_pidfd, has_seccomp, has_overlayfs: what the kernel offers.
+        has_libseccomp: the library that compiles filters is there.
         landlock_abi: 0 without.
-        cgroup_mode: see there.
-        cgroup_controllers: those that the server could use.
+        cgroup_mode: what a server started as this process was gets; NONE until `with_groups`.
+        cgroup_controllers: those that it uses.
+        cgroup_problem: why there are none.
         memory_bytes, cores: of the host, as this process may use them.
         tools: paths of programs that default commands use, by name.
         core_pattern: of the host kernel; a leading "|" starts a program for each core dump.
@@ -64,15 +61,17 @@ class HostFacts:
     has_openat2: bool
     has_pidfd: bool
     has_seccomp: bool
+    has_libseccomp: bool
     has_overlayfs: bool
     landlock_abi: int
-    cgroup_mode: CgroupMode
-    cgroup_controllers: tuple[str, ...]
     memory_bytes: int
     cores: int
     tools: Mapping[str, str]
     core_pattern: str
     settings: Mapping[str, str]
+    cgroup_mode: Mode = Mode.NONE
+    cgroup_controllers: tuple[str, ...] = ()
+    cgroup_problem: str = ""
 
     @property
     def can_sandbox(self) -> bool:
@@ -83,11 +82,10 @@ class HostFacts:
 
 
 class State(enum.Enum):
-    """How a wall stands on this host, in this version."""
+    """How a wall stands on this host."""
 
     ENFORCED = "enforced"
     MISSING = "missing"
-    PLANNED = "planned"  #: this version does not use it yet, whatever the host offers
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -116,7 +114,6 @@ def probe(*, trial_uid: int = TRIAL_UID) -> HostFacts:
     """
     is_root = os.geteuid() == 0
     bwrap = shutil.which("bwrap")
-    mode, controllers = _cgroups()
     as_session = _as_uid(trial_uid) if is_root else ()
     return HostFacts(
         is_root=is_root,
@@ -127,18 +124,34 @@ def probe(*, trial_uid: int = TRIAL_UID) -> HostFacts:
         has_openat2=_has_openat2(),
         has_pidfd=_has_pidfd(),
         has_seccomp="errno" in _read("/proc/sys/kernel/seccomp/actions_avail").split(),
+        has_libseccomp=is_available(),
         has_overlayfs=_try_overlayfs(as_session),
         landlock_abi=max(
             0, _syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
         ),
-        cgroup_mode=mode,
-        cgroup_controllers=controllers,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         cores=len(os.sched_getaffinity(0)),
         tools={name: path for name in TOOLS if (path := shutil.which(name, path=SEARCH_PATH))},
         core_pattern=_read("/proc/sys/kernel/core_pattern"),
         settings=_settings(),
     )
+
+
+def with_groups(facts: HostFacts) -> HostFacts:
+    """Find out about control groups as a server does: by making them; they are removed again.
+
+    Not a part of `probe`: where the host wants that, it moves this process into a leaf.
+    """
+    groups = find(f"probe-{os.getpid()}")
+    try:
+        return dataclasses.replace(
+            facts,
+            cgroup_mode=groups.mode,
+            cgroup_controllers=tuple(sorted(groups.controllers)),
+            cgroup_problem=groups.why_none,
+        )
+    finally:
+        groups.close()
 
 
 def advice(facts: HostFacts) -> list[Finding]:
@@ -148,7 +161,8 @@ def advice(facts: HostFacts) -> list[Finding]:
         *_walls_of_bubblewrap(facts),
         _own_uids(facts),
         _paths(facts),
-        *_not_used_yet(facts),
+        *_groups(facts),
+        _seccomp(facts),
         _core_dumps(facts),
         *_toolchains(facts),
     ]
@@ -234,28 +248,55 @@ def _paths(facts: HostFacts) -> Finding:
     )
 
 
-def _not_used_yet(facts: HostFacts) -> Iterable[Finding]:
-    offers = {
-        CgroupMode.V2: "The host would allow it (v2, delegated).",
-        CgroupMode.V1: "The host would allow it (v1).",
-        CgroupMode.NONE: "The server may not make control groups.",
-    }[facts.cgroup_mode]
-    delegate = (
-        ""
-        if facts.cgroup_mode is not CgroupMode.NONE
-        else ("systemctl edit retort  # [Service] Delegate=memory pids cpu")
-    )
-    for wall in ("memory limit", "process limit", "cpu limit"):
-        yield Finding(wall, State.PLANNED, f"Control groups: not used yet. {offers}", delegate)
-    yield Finding(
-        "inode limit", State.PLANNED, "Not used yet: tmpfs sizes bound bytes, not file counts."
-    )
-    yield Finding(
-        "seccomp",
-        State.PLANNED,
-        "Not used yet. "
-        + ("The kernel offers it." if facts.has_seccomp else "The kernel does not offer it."),
-    )
+def _groups(facts: HostFacts) -> Iterable[Finding]:
+    """Judge what control groups cap and count."""
+    by = f"by control groups ({facts.cgroup_mode.value})"
+    why_not = f"No control group for it: {facts.cgroup_problem or 'its controller is missing'}."
+    walls = {
+        "memory limit": ("memory", f"Of a session, {by}; a verdict names it."),
+        "inode limit": ("memory", "Files, also empty ones, count as memory of their session."),
+        "process limit": ("pids", f"Of a session, {by}; a verdict names it."),
+        "cpu limit": ("cpu", f"Of a session, {by}."),
+        "cpu time": ("cpuacct", f"Counted over all processes of a step, {by}."),
+    }
+    for wall, (controller, why) in walls.items():
+        if controller in facts.cgroup_controllers:
+            yield Finding(wall, State.ENFORCED, why)
+        elif wall == "process limit" and facts.is_root:
+            yield Finding(wall, State.ENFORCED, "By rlimit, as each session has its own uid.")
+        else:
+            yield Finding(wall, State.MISSING, why_not, _delegation(facts))
+
+
+def _delegation(facts: HostFacts) -> str:
+    """The command that lets a server make control groups."""
+    if facts.cgroup_mode is not Mode.NONE:
+        return "systemctl edit retort  # [Service] Delegate=yes"
+    if facts.is_root:
+        return (
+            "systemctl edit retort  # [Service] Delegate=yes;"
+            " in a container: a writable /sys/fs/cgroup"
+        )
+    return "systemctl edit retort  # [Service] Delegate=yes; or start retort as root"
+
+
+def _seccomp(facts: HostFacts) -> Finding:
+    wall = "seccomp"
+    if not facts.has_seccomp:
+        return Finding(
+            wall,
+            State.MISSING,
+            "The host kernel offers no filters of system calls.",
+            "uname -r  # a kernel with CONFIG_SECCOMP_FILTER",
+        )
+    if not facts.has_libseccomp:
+        return Finding(
+            wall,
+            State.MISSING,
+            "libseccomp, which compiles the filter, is not installed: programs run unfiltered.",
+            "apt-get install libseccomp2",
+        )
+    return Finding(wall, State.ENFORCED, "Programs run under a deny-list of system calls.")
 
 
 def _core_dumps(facts: HostFacts) -> Finding:
@@ -358,54 +399,6 @@ def _has_openat2() -> bool:
 def _has_pidfd() -> bool:
     try:
         os.close(os.pidfd_open(os.getpid()))
-    except OSError:
-        return False
-    return True
-
-
-def _cgroups() -> tuple[CgroupMode, tuple[str, ...]]:
-    """Make and remove a group beside our own in each tree that counts."""
-    mounts = _cgroup_mounts(_read("/proc/self/mountinfo"))
-    groups = dict(_own_groups(_read("/proc/self/cgroup")))
-    if "" in mounts and "" in groups:
-        folder = Path(mounts[""] + groups[""])
-        controllers = tuple(_read(str(folder / "cgroup.controllers")).split())
-        if {"memory", "pids"} <= set(controllers) and _can_make_group(folder):
-            return CgroupMode.V2, controllers
-    old = tuple(
-        name
-        for name in ("memory", "pids", "cpu", "freezer")
-        if name in mounts and name in groups and _can_make_group(Path(mounts[name] + groups[name]))
-    )
-    return (CgroupMode.V1, old) if {"memory", "pids"} <= set(old) else (CgroupMode.NONE, ())
-
-
-def _cgroup_mounts(mountinfo: str) -> dict[str, str]:
-    """Where each controller's tree is mounted; "" stands for the unified one."""
-    found = {}
-    for line in mountinfo.splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _, options = [*right.split(), "", "", ""][:3]
-        place = left.split()[4]
-        if kind == "cgroup2":
-            found[""] = place
-        elif kind == "cgroup":
-            found.update(dict.fromkeys(options.split(","), place))
-    return found
-
-
-def _own_groups(text: str) -> Iterable[tuple[str, str]]:
-    for line in text.splitlines():
-        _, names, path = line.split(":", 2)
-        for name in names.split(","):
-            yield name, path.rstrip("/")
-
-
-def _can_make_group(folder: Path) -> bool:
-    trial = folder / f"retort-probe-{os.getpid()}"
-    try:
-        trial.mkdir()
-        trial.rmdir()
     except OSError:
         return False
     return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import retort
-from retort.sandbox.probe import Finding, HostFacts, advice, probe
+from retort.sandbox.probe import Finding, HostFacts, advice, probe, with_groups
 
 
 def init_program() -> Path:
@@ -15,5 +15,5 @@ def init_program() -> Path:
 
 def host_facts() -> tuple[HostFacts, list[Finding]]:
     """Find out what this host allows, and what is missing (`retort doctor`)."""
-    facts = probe()
+    facts = with_groups(probe())
     return facts, list(advice(facts))

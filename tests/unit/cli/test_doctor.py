@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from retort.cli import doctor as module
 from retort.cli.doctor import doctor
-from retort.sandbox.probe import CgroupMode, HostFacts, advice
+from retort.sandbox.probe import HostFacts, advice
+from retort.sandbox.session_group import Mode
 
 FACTS = HostFacts(
     is_root=False,
@@ -21,9 +22,10 @@ FACTS = HostFacts(
     has_openat2=True,
     has_pidfd=True,
     has_seccomp=True,
+    has_libseccomp=False,
     has_overlayfs=True,
     landlock_abi=3,
-    cgroup_mode=CgroupMode.V2,
+    cgroup_mode=Mode.V2,
     cgroup_controllers=("memory", "pids"),
     memory_bytes=2**30,
     cores=2,
@@ -64,9 +66,10 @@ def test_the_same_as_json(found) -> None:
     done = CliRunner().invoke(doctor, ["--json"])
     report = json.loads(done.output)
     assert report["canSandbox"] is True
-    assert report["facts"]["cgroup_mode"] == "v2-delegated"
+    assert report["facts"]["cgroup_mode"] == "v2"
     states = {finding["wall"]: finding["state"] for finding in report["findings"]}
-    assert states["seccomp"] == states["memory limit"] == "planned"
+    assert states["seccomp"] == states["cpu limit"] == "missing"
+    assert states["memory limit"] == "enforced"
     assert states["network"] == "enforced"
 
 

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 
 import pytest
 
 from retort.sandbox import probe as module
-from retort.sandbox.probe import CgroupMode, Finding, HostFacts, State, advice, bwrap_version, probe
+from retort.sandbox.probe import (
+    Finding,
+    HostFacts,
+    State,
+    advice,
+    bwrap_version,
+    probe,
+    with_groups,
+)
+from retort.sandbox.session_group import Mode
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +33,11 @@ def facts() -> HostFacts:
         has_openat2=True,
         has_pidfd=True,
         has_seccomp=True,
+        has_libseccomp=True,
         has_overlayfs=True,
         landlock_abi=3,
-        cgroup_mode=CgroupMode.V2,
-        cgroup_controllers=("memory", "pids"),
+        cgroup_mode=Mode.V2,
+        cgroup_controllers=("cpu", "cpuacct", "memory", "pids"),
         memory_bytes=2**30,
         cores=2,
         tools=dict.fromkeys(module.TOOLS, "/usr/bin/x"),
@@ -51,7 +62,7 @@ def test_this_host_is_probed_without_an_error_and_once() -> None:
 
 
 def test_a_good_host_misses_nothing(facts: HostFacts) -> None:
-    assert {finding.state for finding in advice(facts)} == {State.ENFORCED, State.PLANNED}
+    assert {finding.state for finding in advice(facts)} == {State.ENFORCED}
 
 
 def test_every_missing_wall_has_a_command(facts: HostFacts) -> None:
@@ -62,23 +73,68 @@ def test_every_missing_wall_has_a_command(facts: HostFacts) -> None:
         bwrap_version=(),
         sandbox_problem="x",
         has_openat2=False,
-        cgroup_mode=CgroupMode.NONE,
+        has_libseccomp=False,
+        cgroup_mode=Mode.NONE,
+        cgroup_controllers=(),
         tools={},
         core_pattern="|/usr/share/apport",
     )
     follow = {"network", "capabilities", "file sizes"}  # they come with the sandbox
     missing = [f for f in advice(worst) if f.state is State.MISSING and f.wall not in follow]
-    assert len(missing) >= 6
+    assert len(missing) >= 11
     assert all(finding.command for finding in missing)
 
 
-def test_limits_are_said_to_be_unused_whatever_the_host_offers(facts: HostFacts) -> None:
-    for mode in CgroupMode:
-        finding = found(facts, "memory limit", cgroup_mode=mode)
-        assert finding.state is State.PLANNED
-        assert "not used yet" in finding.why
-    assert "Delegate" in found(facts, "cpu limit", cgroup_mode=CgroupMode.NONE).command
-    assert found(facts, "seccomp").state is State.PLANNED
+@pytest.mark.parametrize(
+    "wall", ["memory limit", "inode limit", "process limit", "cpu limit", "cpu time"]
+)
+def test_without_control_groups_a_limit_is_missing_and_why(facts: HostFacts, wall: str) -> None:
+    assert found(facts, wall).state is State.ENFORCED
+    none: dict[str, object] = {
+        "is_root": False,
+        "cgroup_mode": Mode.NONE,
+        "cgroup_controllers": (),
+        "cgroup_problem": "v2: no v2 hierarchy is mounted",
+    }
+    finding = found(facts, wall, **none)
+    assert finding.state is State.MISSING
+    assert "no v2 hierarchy" in finding.why
+    assert "Delegate=yes" in finding.command
+
+
+def test_root_limits_processes_by_uid_where_there_are_no_groups(facts: HostFacts) -> None:
+    finding = found(facts, "process limit", cgroup_mode=Mode.NONE, cgroup_controllers=())
+    assert finding.state is State.ENFORCED
+    assert "rlimit" in finding.why
+
+
+def test_a_controller_that_was_not_delegated_is_missing_alone(facts: HostFacts) -> None:
+    some = ("cpuacct", "memory", "pids")
+    assert found(facts, "cpu limit", cgroup_controllers=some).state is State.MISSING
+    assert found(facts, "memory limit", cgroup_controllers=some).state is State.ENFORCED
+
+
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        ({"has_libseccomp": False}, "apt-get install libseccomp2"),
+        ({"has_seccomp": False}, "CONFIG_SECCOMP_FILTER"),
+    ],
+)
+def test_a_host_that_cannot_filter_calls_is_told_what_lacks(
+    facts: HostFacts, changes: dict[str, object], command: str
+) -> None:
+    assert found(facts, "seccomp").state is State.ENFORCED
+    finding = found(facts, "seccomp", **changes)
+    assert finding.state is State.MISSING
+    assert command in finding.command
+
+
+def test_control_groups_are_found_by_making_them_and_removed_again() -> None:
+    facts = with_groups(probe())
+    assert (facts.cgroup_mode is Mode.NONE) == (facts.cgroup_controllers == ())
+    assert (facts.cgroup_mode is Mode.NONE) == bool(facts.cgroup_problem)
+    assert list(Path("/sys/fs/cgroup").rglob(f"retort-probe-{os.getpid()}")) == []
 
 
 @pytest.mark.parametrize(
@@ -114,16 +170,3 @@ def test_the_version_is_read_from_the_program(tmp_path) -> None:
     assert bwrap_version(str(tool)) == (0, 11, 0)
     assert bwrap_version(str(tmp_path / "missing")) == ()
     assert bwrap_version(None) == ()
-
-
-def test_cgroup_trees_are_read_from_the_mount_table() -> None:
-    table = (
-        "1 2 0:3 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n"
-        "1 2 0:4 / /sys/fs/cgroup/unified rw shared:1 - cgroup2 cgroup2 rw\n"
-        "1 2 0:5 / /proc rw - proc proc rw\n"
-    )
-    mounts = module._cgroup_mounts(table)
-    assert mounts["cpuacct"] == "/sys/fs/cgroup/cpu"
-    assert mounts[""] == "/sys/fs/cgroup/unified"
-    groups = dict(module._own_groups("4:cpu,cpuacct:/a\n0::/\n"))
-    assert groups == {"cpu": "/a", "cpuacct": "/a", "": ""}
