@@ -23,7 +23,7 @@ import aiohttp
 from retort.wire.errors import TITLES, TYPE_PREFIX
 from tests.e2e.conftest import Server, environment
 
-PATIENCE_S = 30  # far more than anything takes on a busy machine
+PATIENCE_S = 60  # far more than anything takes on a busy machine
 
 
 @dataclasses.dataclass

@@ -40,7 +40,7 @@ async def until(
 ) -> list[dict[str, Any]]:
     """Continue until an answer has one of these statuses, or the run printed a text."""
     answers = [answer]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while answers[-1]["status"] not in statuses and not (text and text in printed(answers)):
             assert answers[-1]["status"] not in ("finished", "exec-timeout"), answers
             answers.append(await go_on(api, name, answer["runId"]))
@@ -122,6 +122,6 @@ async def has_process(argument: str) -> bool:
 
 
 async def wait_for(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110 - what it waits for is another process
             await asyncio.sleep(0.01)

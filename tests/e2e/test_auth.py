@@ -22,7 +22,7 @@ from tests.e2e.plain_http import (
     signed,
 )
 
-KEYS_SETTLE_S = 15  # the server looks every three seconds
+KEYS_SETTLE_S = 60  # the server looks every three seconds
 
 
 @pytest.fixture

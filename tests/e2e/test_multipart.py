@@ -417,7 +417,7 @@ async def test_an_upload_that_stops_is_a_time_out_and_stores_nothing(
         await wire.send(sent)
         check_problem(await wire.answer(), 408, "generic-bad-request")
         assert await wire.is_closed()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25
     assert await names_in(api, session) == before
 
 
@@ -437,7 +437,7 @@ async def test_an_upload_that_drips_is_a_time_out(hasty: Server, session: str) -
         check_problem(await wire.answer(), 408, "generic-bad-request")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25
 
 
 async def test_a_length_that_is_too_short_stores_nothing(
@@ -479,7 +479,7 @@ async def test_half_a_gibibyte_of_junk_fills_no_memory(
         lines = (f"Content-Length: {512 * MIB}", f"Content-Type: {MEDIA}")
         await wire.send(head(hasty, "POST", f"/session/{session}/upload", *lines).encode() + start)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 for _ in range(512):
                     await wire.send(block)
                     highest = max(highest, rss_kib(hasty.process.pid))

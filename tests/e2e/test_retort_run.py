@@ -186,7 +186,7 @@ def test_a_reader_that_leaves_ends_everything(env: dict[str, str], tmp_path: Pat
         assert process.stdout.read(4) == b"y\ny\n"
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(20) == 128 + signal.SIGPIPE
+        assert process.wait(60) == 128 + signal.SIGPIPE
 
 
 SLEEPS = "import time\nprint('ready', flush=True)\ntry: time.sleep(600)\nfinally: print('bye')\n"
@@ -203,7 +203,7 @@ def _stopped(env: dict[str, str], folder: Path, signum: int) -> tuple[int, bytes
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         os.killpg(process.pid, signum)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=60)
         return process.returncode, out
 
 

@@ -44,7 +44,7 @@ def _refused(state: Path, *args: str, **env: str) -> str:
     """Start a server that cannot; give what it says."""
     done = subprocess.run(
         [*SERVE, "--state", str(state), *args],
-        env=environment(**env), capture_output=True, text=True, timeout=30,
+        env=environment(**env), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -90,7 +90,7 @@ def test_a_later_start_answers_at_the_root_and_shows_no_secret(tmp_path: Path) -
         with urllib.request.urlopen(_url(process)) as answer:
             assert b"version" in answer.read()
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=60)
     secret = made.split("BACKEND_SECRET_KEY=")[1].split()[0]
     assert out == "Retort stops; its sessions end with it.\n"
     assert secret not in out + err
@@ -102,7 +102,7 @@ def test_a_signal_ends_it_with_code_0(tmp_path: Path, signum: int) -> None:
     with _serving(tmp_path) as process:
         _url(process)
         process.send_signal(signum)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert list((tmp_path / "sessions").iterdir()) == []
 
 
@@ -161,7 +161,7 @@ def test_it_serves_on_when_its_output_is_gone(tmp_path: Path) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
             assert answer.status == 200
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_first_key_that_nobody_saw_is_not_kept(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_first_key_that_nobody_saw_is_not_kept(tmp_path: Path) -> None:
         os.close(writer)
         _wait_for(port, process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert retort("keys", "list", "--state", str(tmp_path)) == ""
 
 

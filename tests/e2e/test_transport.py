@@ -319,7 +319,7 @@ async def test_a_json_body_that_stalls_is_a_time_out(hasty: Server) -> None:
         await wire.send(head(hasty, "POST", "/base/session", "Content-Length: 100") + "{")
         check_problem(await wire.answer(), 408, "generic-bad-request")
         assert await wire.is_closed()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25
 
 
 async def test_the_size_of_json_bodies_is_a_setting(hasty: Server) -> None:
@@ -343,10 +343,10 @@ async def test_a_connection_that_sends_no_request_is_closed(hasty: Server, drip:
                 await asyncio.sleep(0.05)  # what is tested is slowness
 
         task = asyncio.ensure_future(dribble())
-        assert await wire.is_closed(10)
+        assert await wire.is_closed()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    assert 0.5 < time.monotonic() - began < 5
+    assert 0.5 < time.monotonic() - began < 25
 
 
 @pytest.mark.slow
@@ -355,7 +355,7 @@ async def test_an_idle_connection_is_closed(hasty: Server) -> None:
         await wire.send(head(hasty, "GET", "/base/"))
         assert (await wire.answer()).status == 200
         await wire.send(b"GET / HT")
-        assert await wire.is_closed(10)
+        assert await wire.is_closed()
 
 
 BROKEN = [

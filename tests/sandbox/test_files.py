@@ -197,14 +197,16 @@ PLANTS = {
 
 
 @pytest.mark.parametrize("plant", PLANTS)
-async def test_what_a_program_planted_is_refused_quickly(session: Session, plant: str) -> None:
+async def test_what_a_program_planted_is_refused_and_not_waited_for(
+    session: Session, plant: str
+) -> None:
     script, path = PLANTS[plant]
     await session.sh(script)
     if plant not in ("loop", "FIFO", "socket", "/proc/self/fd", "/proc/1/root"):
         # The control: a plain open follows it (inside, where it does no harm).
         assert await session.sh(f"head -c 1 {path} | wc -c") == "1\n"
     before = await session.sh("find . | sort; cat /etc/passwd")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         for call in (
             store(session.files, ("fine", b"x"), (path, b"planted")),
             session.files.download([path]),

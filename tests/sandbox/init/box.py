@@ -23,7 +23,7 @@ from retort.sandbox.step_values import ExecStep, Started, StepExit
 BUILT = Path(retort.__file__).parent / "_bin" / "retort-init"
 BINARY = Path(os.environ.get("RETORT_INIT_BINARY", BUILT))
 GUEST_UID = 20001  # as root, sandboxes run as somebody else, as the launcher has it
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0  # far more than anything takes on a busy machine
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/home/work"}
 
 BWRAP = [
