@@ -27,8 +27,8 @@ check: $(PACKAGES)    ## lint, format, types and architecture
 	.venv/bin/mypy
 	.venv/bin/python -m pytest tests/test_architecture.py
 
-test: setup clients    ## run every test; T="..." is handed to pytest
-	.venv/bin/python -m pytest $(T)
+test: setup clients    ## run every test, two at a time; T="..." is handed to pytest
+	.venv/bin/python -m pytest --numprocesses 2 --dist worksteal -r fEs $(T)
 
 test-vm: $(INIT)    ## run what depends on the host in a virtual machine with cgroups v2
 	vm/test
