@@ -122,6 +122,8 @@ class Api:
             if not route.is_open:
                 call.keypair = await self._authenticator.authenticate(call)
             self._count(call, headers, is_open=route.is_open)
+            if not route.is_open:
+                call.keypair = await self._authenticator.owner(call)
             call.headers = headers
             response = await route.handler(call)
         except Exception as exc:

@@ -7,11 +7,12 @@ from aiohttp import web
 from retort.api.call import Call
 from retort.core.keypair import KeyPair
 from retort.core.ports import Clock
-from retort.errors import AccessKeyUnknown, InvalidAuth
+from retort.errors import AccessKeyUnknown, InvalidAuth, InvalidRequest, NotPermitted
 from retort.services.keypairs import KeyRing
 from retort.wire import signature
 
 MAX_TOKEN_CHARS = 256
+OWNER = "owner_access_key"
 
 
 class Authenticator:
@@ -47,6 +48,23 @@ class Authenticator:
             raise AccessKeyUnknown
         return keypair
 
+    async def owner(self, call: Call) -> KeyPair:
+        """Give the key pair that a call acts for: the caller's, or the named owner's (spec 1).
+
+        Raises:
+            NotPermitted: another owner is named, and the caller is no administrator.
+            InvalidRequest: there is no such owner.
+        """
+        asked = await _asked_owner(call)
+        if asked is None or asked == call.keypair.access_key:
+            return call.keypair
+        if not call.keypair.is_admin:
+            raise NotPermitted("owner_access_key is for administrators")
+        keypair = self._keys.find(asked) or await self._keys.lookup(asked)
+        if keypair is None:
+            raise InvalidRequest.field(OWNER, "no such access key")
+        return keypair
+
     async def _by_token(self, token: str) -> KeyPair:
         if len(token) > MAX_TOKEN_CHARS:
             raise InvalidAuth
@@ -54,6 +72,16 @@ class Authenticator:
         if keypair is None:
             raise AccessKeyUnknown
         return keypair
+
+
+async def _asked_owner(call: Call) -> str | None:
+    if OWNER in call.target.query:
+        return call.target.query[OWNER][0] or None
+    # Only JSON is read for it, and only JSON that speaks of it is read twice.
+    is_json = call.request.content_type == "application/json" and call.request.body_exists
+    if is_json and OWNER.encode() in await call.body():
+        return (await call.params()).string(OWNER) or None
+    return None
 
 
 def is_closing(request: web.BaseRequest) -> bool:

@@ -104,8 +104,6 @@ def _session_request(asked: wire_create.CreateRequest) -> SessionRequest:
         raise InvalidRequest.field("config.mounts", "this server has no virtual folders")
     if config.agent_list:
         raise NotPermitted("agent_list is for administrators")
-    if asked.owner_access_key:
-        raise NotPermitted("owner_access_key is for administrators")
     for field, value in (("domain", asked.domain), ("group", asked.group)):
         if value != "default":
             raise InvalidRequest.field(field, "this server has only 'default'")
