@@ -16,10 +16,11 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from retort.core.limits import Limits
+from retort.core.limits import MIB, Limits
 from retort.errors import SandboxFault
 
 PERIOD_US = 100_000  # of the CPU quota
+SOCKET_BYTES = 64 * MIB  # v1: of all buffers of internet sockets together, beside the memory
 READ_BYTES = 4096  # no file that is read here is longer
 
 
@@ -227,6 +228,9 @@ def _limit_v1(folders: Mapping[str, Path], limits: Limits) -> None:
         write(memory / "memory.memsw.limit_in_bytes", str(limits.memory_bytes))
     with contextlib.suppress(SandboxFault):
         write(memory / "memory.swappiness", "0")
+    # Unlike on v2, buffers of internet sockets count only where they have a limit of their own.
+    with contextlib.suppress(SandboxFault):
+        write(memory / "memory.kmem.tcp.limit_in_bytes", str(_socket_bytes(limits)))
     write(folders["pids"] / "pids.max", str(_processes(limits)))
     if "cpu" in folders:
         write(folders["cpu"] / "cpu.cfs_period_us", str(PERIOD_US))
@@ -235,6 +239,10 @@ def _limit_v1(folders: Mapping[str, Path], limits: Limits) -> None:
 
 def _processes(limits: Limits) -> int:
     return limits.processes + 2  # init and its standby child are ours, not the program's
+
+
+def _socket_bytes(limits: Limits) -> int:
+    return min(limits.memory_bytes // 4, SOCKET_BYTES)
 
 
 def _quota(limits: Limits) -> int:
