@@ -21,10 +21,11 @@ ROOT = Path(__file__).parents[1]
 class Bench:
     """A running server and a connection to it."""
 
-    def __init__(self, url: str, token: str, pid: int) -> None:
+    def __init__(self, url: str, token: str, pid: int, state: str) -> None:
         self.url = url
         self.token = token
         self.pid = pid
+        self.state = state
         self.http = Connection(url, token)
 
     def session(self, image: str = "gcc") -> str:
@@ -57,16 +58,18 @@ class Bench:
 
 
 @contextlib.contextmanager
-def running(program: str = "retort.cli.main") -> Iterator[Bench]:
+def running(program: str = "retort.cli.main", **settings: str) -> Iterator[Bench]:
     """Run a server for the length of a block.
 
     Args:
         program: the module to run; `bench.bare_server` has no walls but the sandbox itself.
+        settings: RETORT_ variables.
     """
     environ = os.environ | {
         "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
         "RETORT_KEYS_RATE_LIMIT": "100000000",
         "RETORT_KEYS_MAX_SESSIONS": "100000",
+        **settings,
     }
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o711)
@@ -90,7 +93,7 @@ def running(program: str = "retort.cli.main") -> Iterator[Bench]:
         try:
             line = process.stdout.readline()
             url = next(word for word in line.split() if word.startswith("http"))
-            yield Bench(url, key["token"], process.pid)
+            yield Bench(url, key["token"], process.pid, folder)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(30)

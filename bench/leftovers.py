@@ -1,0 +1,114 @@
+"""What a server holds of its host: compared before and after, whatever is there is a leftover."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from bench.server import Bench
+
+SETTLE_S = 20.0  # until what ends asynchronously must have ended
+MEMORY_BYTES = 256 << 20  # other work on the host may come and go
+SERVER_BYTES = 96 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Held:
+    """What was found.
+
+    Attributes:
+        processes: of the server's uids, or that name its state folder, but for the server itself.
+        mounts: lines of the host's and the server's mount tables.
+        groups: control groups of its sessions.
+        descriptors: of the server.
+        threads: of the server.
+        files: in the state folder's sessions.
+        free_bytes: of the host's memory.
+        server_bytes: resident memory of the server.
+    """
+
+    processes: int
+    mounts: int
+    groups: int
+    descriptors: int
+    threads: int
+    files: int
+    free_bytes: int
+    server_bytes: int
+
+
+def held(bench: Bench, uids: range, names: Iterable[str]) -> Held:
+    """Look; `names` are ids of sessions that were made."""
+    status = _fields(f"/proc/{bench.pid}/status")
+    return Held(
+        len(_processes(bench, uids)),
+        _lines("/proc/self/mountinfo") + _lines(f"/proc/{bench.pid}/mountinfo"),
+        _groups(set(names)),
+        len(list(Path(f"/proc/{bench.pid}/fd").iterdir())),
+        int(status["Threads"]),
+        len(list(Path(bench.state, "sessions").iterdir())),
+        int(_fields("/proc/meminfo")["MemAvailable"].split()[0]) << 10,
+        int(status["VmRSS"].split()[0]) << 10,
+    )
+
+
+def settled(bench: Bench, uids: range, names: Iterable[str], before: Held) -> tuple[Held, str]:
+    """Look until nothing is left, or the time is up; gives what was left in words."""
+    until = time.monotonic() + SETTLE_S
+    names = list(names)
+    while True:
+        now = held(bench, uids, names)
+        left = leftovers(before, now)
+        if not left or time.monotonic() > until:
+            return now, ", ".join(left)
+        time.sleep(0.2)
+
+
+def leftovers(before: Held, now: Held) -> list[str]:
+    """Name what there is more of than before."""
+    found = [
+        f"{getattr(now, name) - getattr(before, name)} {name}"
+        for name in ("processes", "mounts", "groups", "descriptors", "files")
+        if getattr(now, name) > getattr(before, name)
+    ]
+    if now.free_bytes < before.free_bytes - MEMORY_BYTES:
+        found.append(f"{(before.free_bytes - now.free_bytes) >> 20} MiB of the host's memory")
+    if now.server_bytes > before.server_bytes + SERVER_BYTES:
+        found.append(f"{(now.server_bytes - before.server_bytes) >> 20} MiB of the server's memory")
+    return found
+
+
+def _processes(bench: Bench, uids: range) -> list[int]:
+    found = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) == bench.pid:
+            continue
+        with contextlib.suppress(OSError, KeyError, ValueError):
+            status = _fields(f"{entry.path}/status")
+            words = Path(entry.path, "cmdline").read_bytes()
+            if (
+                int(status["Uid"].split()[0]) in uids
+                or int(status["PPid"]) == bench.pid
+                or bench.state.encode() in words
+            ):
+                found.append(int(entry.name))
+    return found
+
+
+def _groups(names: set[str]) -> int:
+    return sum(
+        name in names for _, folders, _ in os.walk("/sys/fs/cgroup") for name in folders
+    )  # fmt: skip
+
+
+def _fields(path: str) -> dict[str, str]:
+    lines = Path(path).read_text(errors="replace").splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _lines(path: str) -> int:
+    return len(Path(path).read_text(errors="replace").splitlines())
