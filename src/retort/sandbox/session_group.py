@@ -56,13 +56,35 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class _Cpu:
+    """CPU time in microseconds.
+
+    Attributes:
+        total_us: measured at every switch of tasks.
+        user_us, system_us: on v1 what ticks happened to see. Their sum may be far below the total:
+            a program that sleeps through the ticks is never seen at all.
+    """
+
+    total_us: int
+    user_us: int
+    system_us: int
+
+    def since(self, before: _Cpu) -> tuple[int, int]:
+        """Give user and system time since then; together they are the exact total."""
+        total_us = self.total_us - before.total_us
+        user_us, system_us = self.user_us - before.user_us, self.system_us - before.system_us
+        seen_us = user_us + system_us
+        system_us = min(total_us, total_us * system_us // seen_us) if seen_us > 0 else 0
+        return total_us - system_us, system_us
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Counted:
     """The group's counters since it was made."""
 
     memory_peak: int | None
     processes_peak: int | None
-    user_us: int | None
-    system_us: int | None
+    cpu: _Cpu | None
     oom_kills: int
     limit_hits: int | None
     refused_forks: int
@@ -105,11 +127,12 @@ class SessionGroup:
         self._before = now
         if self._can_reset:
             self._reset_peak()
+        user_us, system_us = now.cpu.since(before.cpu) if now.cpu and before.cpu else (None, None)
         return Measured(
             memory_peak_bytes=self._peak(now.memory_peak, before.memory_peak),
             processes_peak=_grown(now.processes_peak, before.processes_peak),
-            user_us=_difference(now.user_us, before.user_us),
-            system_us=_difference(now.system_us, before.system_us),
+            user_us=user_us,
+            system_us=system_us,
             oom_kills=now.oom_kills - before.oom_kills,
             is_own_limit=now.limit_hits is None or now.limit_hits > (before.limit_hits or 0),
             refused_forks=now.refused_forks - before.refused_forks,
@@ -117,10 +140,8 @@ class SessionGroup:
 
     def cpu_us(self) -> int | None:
         """Give the CPU time since the last `take` of everything in the group, in microseconds."""
-        user_us, system_us = self._cpu()
-        if user_us is None or system_us is None:
-            return None
-        return user_us + system_us - (self._before.user_us or 0) - (self._before.system_us or 0)
+        now, before = self._cpu(), self._before.cpu
+        return now.total_us - before.total_us if now and before else None
 
     def remove(self) -> bool:
         """Remove the group; False while a process is still in it."""
@@ -136,7 +157,6 @@ class SessionGroup:
 
     def _count(self) -> _Counted:
         memory, pids = self._folders["memory"], self._folders["pids"]
-        user_us, system_us = self._cpu()
         if self._mode is Mode.V2:
             events = _fields(memory / "memory.events")
             peak, kills = _number(memory / "memory.peak"), events.get("oom_kill", 0)
@@ -148,22 +168,26 @@ class SessionGroup:
         return _Counted(
             memory_peak=peak,
             processes_peak=_number(pids / "pids.peak"),
-            user_us=user_us,
-            system_us=system_us,
+            cpu=self._cpu(),
             oom_kills=kills,
             limit_hits=hits,
             refused_forks=_fields(pids / "pids.events").get("max", 0),
         )
 
-    def _cpu(self) -> tuple[int | None, int | None]:
+    def _cpu(self) -> _Cpu | None:
         folder = self._folders.get("cpuacct")
         if folder is None:
-            return None, None
+            return None
         if self._mode is Mode.V2:
             used = _fields(folder / "cpu.stat")
-            return used.get("user_usec"), used.get("system_usec")
-        user, system = _number(folder / "cpuacct.usage_user"), _number(folder / "cpuacct.usage_sys")
-        return None if user is None else user // 1000, None if system is None else system // 1000
+            names = ("usage_usec", "user_usec", "system_usec")
+            return _Cpu(*(used[name] for name in names)) if used.keys() >= set(names) else None
+        total_ns = _number(folder / "cpuacct.usage")
+        if total_ns is None:
+            return None
+        user_ns = _number(folder / "cpuacct.usage_user") or 0
+        system_ns = _number(folder / "cpuacct.usage_sys") or 0
+        return _Cpu(total_ns // 1000, user_ns // 1000, system_ns // 1000)
 
 
 def make_session_group(mode: Mode, folders: Mapping[str, Path], limits: Limits) -> SessionGroup:
@@ -251,10 +275,6 @@ def _quota(limits: Limits) -> int:
 
 def _grown(now: int | None, before: int | None) -> int | None:
     return now if now is not None and now > (before or 0) else None
-
-
-def _difference(now: int | None, before: int | None) -> int | None:
-    return None if now is None else now - (before or 0)
 
 
 def _read(file: Path) -> bytes:
