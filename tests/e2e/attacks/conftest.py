@@ -1,0 +1,160 @@
+"""A server under attack; around every test its host is compared, and after it a run must work."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.e2e.conftest import NewSession, Server, running_server
+
+from .box import FILE, MEMORY, PROCESSES, SCRATCH, SECRET, SMALL_TMP, Box
+
+SETTLE_S = 15.0
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of its own, with small limits and a secret in its environment."""
+    settings = {
+        "RETORT_SANDBOX_PROCESSES": str(PROCESSES),
+        "RETORT_SANDBOX_SCRATCH_BYTES": str(SCRATCH),
+        "RETORT_SANDBOX_FILE_BYTES": str(FILE),
+        "RETORT_SANDBOX_TMP_BYTES": str(SMALL_TMP),
+        "RETORT_SANDBOX_SHM_BYTES": str(SMALL_TMP),
+        "RETORT_RUNS_WALL_S": "60",
+        "SECRET": SECRET,
+    }
+    with running_server(tmp_path_factory.mktemp("attacked") / "state", **settings) as running:
+        asyncio.run(_warm_up(running))
+        yield running
+
+
+async def _warm_up(server: Server) -> None:
+    """Run something once, so that what is opened for good is open before anything is compared."""
+    headers = {"Authorization": f"Bearer {server.token}"}
+    async with aiohttp.ClientSession(server.url, headers=headers) as api:
+        for name in ("warm-up-1", "warm-up-2"):
+            async with api.post("/session", json={"name": name, "image": "gcc"}) as answer:
+                assert answer.status == 201
+            await Box(api, name).works()
+            async with api.delete(f"/session/{name}") as answer:
+                assert answer.status == 200
+
+
+def host_of(server: Server) -> dict[str, Any]:
+    """Take down what a session could leave on the host."""
+    sessions = server.state / "sessions"
+    return {
+        "files": sorted(str(path.relative_to(server.state)) for path in sessions.rglob("*")),
+        "mounts": Path(f"/proc/{server.process.pid}/mountinfo").read_text(),
+        "groups": sorted(str(path) for path in groups_of(group_tag(server))),
+        "processes": descendants(server.process.pid),
+        "descriptors": descriptors(server.process.pid),
+        "hostname": os.uname().nodename,
+        "null": Path("/dev/null").stat().st_mode,
+    }
+
+
+def group_tag(server: Server) -> str:
+    """Give the name of the server's subtree of control groups (wiring/server.py)."""
+    return f"retort-{hashlib.sha256(os.fsencode(server.state.resolve())).hexdigest()[:12]}"
+
+
+def groups_of(tag: str) -> Iterator[Path]:
+    for root, folders, _ in os.walk("/sys/fs/cgroup"):
+        if tag in Path(root).parts:
+            yield from (Path(root, name) for name in folders)
+
+
+def descendants(pid: int) -> list[int]:
+    """Give every process below one, by the parents that the kernel tells."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                text = (entry / "stat").read_text("utf-8", "replace")
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(text.rpartition(")")[2].split()[1])
+    found, wave = [], {pid}
+    while wave:
+        wave = {child for child, parent in parents.items() if parent in wave}
+        found += wave
+    return sorted(found)
+
+
+def descriptors(pid: int) -> dict[str, int]:
+    """Count open descriptors by kind; sockets and files by what they are, without numbers."""
+    kinds: Counter[str] = Counter()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = entry.readlink()
+        except OSError:
+            continue
+        kinds[str(target).partition(":[")[0]] += 1
+    return dict(kinds)
+
+
+def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Give what is new on the host; fewer descriptors than before are no leak."""
+    changed: dict[str, Any] = {}
+    for key, was in before.items():
+        now = after[key]
+        if key == "descriptors":
+            more = Counter(now) - Counter(was)
+            if more.total():
+                changed[key] = dict(more)
+        elif now != was:
+            changed[key] = (was, now)
+    return changed
+
+
+@pytest.fixture(autouse=True)
+def host_is_unchanged(server: Server) -> Iterator[None]:
+    """Compare the host before a test and after its sessions have ended."""
+    before = host_of(server)
+    yield
+    assert server.process.poll() is None, "the server ended"
+    ends_at = time.monotonic() + SETTLE_S
+    while difference(before, host_of(server)) and time.monotonic() < ends_at:
+        time.sleep(0.05)
+    assert difference(before, host_of(server)) == {}
+    log = server.log.read_text("utf-8", "replace")
+    assert "Traceback" not in log, log[-4000:]
+
+
+NewBox = Callable[..., Awaitable[Box]]
+
+
+@pytest.fixture
+async def new_box(
+    host_is_unchanged: None, api: aiohttp.ClientSession, new_session: NewSession
+) -> NewBox:
+    """Make sessions to attack; `mem` is the memory of one, in bytes."""
+
+    async def make(mem: int = MEMORY, image: str = "gcc") -> Box:
+        resources = {"cpu": 1, "mem": str(mem)}
+        box = Box(api, await new_session(image, config={"resources": resources}))
+        box.walls = (await box.sh("true")).answer["walls"]
+        return box
+
+    return make
+
+
+@pytest.fixture
+async def box(new_box: NewBox) -> AsyncIterator[Box]:
+    """A session to attack; after the test it must still work, and so must a new one."""
+    made = await new_box()
+    yield made
+    if not made.may_die:
+        await made.works()
+    await (await new_box()).works()

@@ -1,0 +1,456 @@
+"""Attacks on processes and CPU time (attacks.md, A); each first shown to work on the host."""
+
+# ruff: noqa: ASYNC220, ASYNC251 - a test may block
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .box import PRELUDE, PROCESSES, Box, outside, outside_c
+from .conftest import NewBox
+
+pytestmark = pytest.mark.slow
+
+MORE = PROCESSES + 100
+
+# Each makes so many, says how many there were, and ends them all.
+MULTIPLY = {
+    "fork": f"""
+made = []
+try:
+    for _ in range({MORE}):
+        pid = os.fork()
+        if not pid:
+            signal.pause()
+            os._exit(0)
+        made.append(pid)
+except OSError:
+    pass
+for pid in made:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+print(len(made))
+sys.exit(7 * (len(made) < {MORE}))
+""",
+    "thread": f"""
+import _thread
+door = _thread.allocate_lock()
+door.acquire()
+made = 0
+try:
+    for _ in range({MORE}):
+        _thread.start_new_thread(door.acquire, ())
+        made += 1
+except RuntimeError:
+    pass
+print(made, flush=True)
+os._exit(7 * (made < {MORE}))
+""",
+}
+VFORK = f"""
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static volatile int made; /* each parent waits in vfork for the end of its child */
+int main(void) {{
+    int status = 0;
+    for (;;) {{
+        pid_t pid = made < {MORE} ? vfork() : -1;
+        if (pid == 0) {{ made++; continue; }}
+        if (pid < 0) {{
+            char text[16];
+            int length = snprintf(text, sizeof(text), "%d\\n", made);
+            write(1, text, length);
+            _exit(made < {MORE} ? 7 : 0);
+        }}
+        waitpid(pid, &status, 0);
+        _exit(WEXITSTATUS(status));
+    }}
+}}
+"""
+
+
+async def within_limit(box: Box, attack: str) -> None:
+    ended = await (box.c if attack == "vfork" else box.python)(
+        VFORK if attack == "vfork" else MULTIPLY[attack]
+    )
+    assert ended.told == ("pids-limit", 7, None), ended
+    assert 10 < int(ended.out) <= PROCESSES
+
+
+@pytest.mark.parametrize("attack", ["fork", "thread", "vfork"])
+async def test_processes_stop_at_the_limit(box: Box, attack: str) -> None:
+    box.needs_groups()
+    control = outside_c(VFORK) if attack == "vfork" else outside(MULTIPLY[attack])
+    assert (control.returncode, control.stdout) == (0, f"{MORE}\n")
+    await within_limit(box, attack)
+
+
+async def test_a_bomb_of_forks_ends_at_its_time_and_others_do_not_feel_it(
+    box: Box, new_box: NewBox
+) -> None:
+    box.needs_groups()  # nothing bounded may stand for it on the host: see the test above
+    other = await new_box()
+    await box.put(bomb__sh=":(){ :|:& };:\nsleep 100")
+    bomb = asyncio.ensure_future(box.sh("bash bomb.sh", limits={"wallSeconds": 3}))
+    await asyncio.sleep(1)
+    begun = time.monotonic()
+    assert (await other.sh("echo calm")).out == "calm\n"
+    assert time.monotonic() - begun < 2
+    ended = await bomb
+    assert (ended.answer["status"], *ended.told) == ("exec-timeout", "timed-out", None, "SIGKILL")
+    assert ended.answer["limit"] == "wall"
+    assert await box.ps() == 0
+
+
+# Its parent has ended, it leads a session of its own, and it counts in a file for ever.
+DAEMON = """
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        {descriptors}
+        end = time.monotonic() + 60
+        count = 0
+        while time.monotonic() < end:
+            count += 1
+            with open("count.new", "w") as file:
+                file.write(f"{{os.getpid()}} {{count}}")
+            os.rename("count.new", "count")
+            time.sleep(0.005)
+    os._exit(0)
+os.wait()
+while not os.path.exists("count"):
+    time.sleep(0.005)
+print("main has ended", flush=True)
+os._exit(0)
+"""
+CLOSED = "for fd in (0, 1, 2): os.close(fd)"
+
+
+def daemon_of_the_host(code: str, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Start it outside; give the process and the daemon's pid."""
+    with (folder / "out").open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-IS", "-c", PRELUDE + code], cwd=folder, stdout=sink, stderr=sink
+        )
+        process.wait(30)
+    return process, int((folder / "count").read_text().split()[0])
+
+
+@pytest.mark.parametrize("descriptors", [CLOSED, "pass"], ids=["detached", "holding stdout"])
+async def test_a_daemon_is_dead_before_the_result_comes(
+    box: Box, tmp_path: Path, descriptors: str
+) -> None:
+    code = DAEMON.format(descriptors=descriptors)
+    _, pid = daemon_of_the_host(code, tmp_path)
+    os.kill(pid, 0)  # control: it outlives its parent
+    os.kill(pid, signal.SIGKILL)
+    begun = time.monotonic()
+    ended = await box.python(code)
+    assert (*ended.told, ended.out) == ("exited", 0, None, "main has ended\n")
+    assert time.monotonic() - begun < 10  # nor is its end waited for
+    counts = [(await box.sh("cat count; sleep 0.1")).out for _ in range(2)]
+    assert counts[0] == counts[1]
+    assert await box.ps() == 0
+
+
+STUBBORN = {
+    "ignores every signal": "for n in range(1, 65):\n"
+    "    try: signal.signal(n, signal.SIG_IGN)\n"
+    "    except (OSError, ValueError): pass\n",
+    "blocks every signal": "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\n",
+    "stops itself": "os.kill(os.getpid(), signal.SIGSTOP)\n",
+    "stops its whole session": "os.fork()\nos.kill(0, signal.SIGSTOP)\n",
+    "traps in a shell": "os.execv('/bin/bash', ['bash', '-c', "
+    "'trap \"\" HUP INT TERM QUIT; while :; do sleep 0.01; done'])\n",
+}
+
+
+@pytest.mark.parametrize("way", STUBBORN)
+async def test_whoever_does_not_want_to_end_is_killed_at_the_wall_limit(box: Box, way: str) -> None:
+    code = STUBBORN[way] + "time.sleep(1000)\n"
+    if "session" not in way:
+        control = subprocess.Popen(
+            ["/usr/bin/python3", "-IS", "-c", f"import os, signal, time\n{code}"],
+            start_new_session=True,
+        )
+        time.sleep(0.3)
+        control.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            control.wait(0.2)
+        os.killpg(control.pid, signal.SIGKILL)
+        control.wait()
+    ended = await box.python(code, limits={"wallSeconds": 0.6})
+    assert (ended.answer["status"], *ended.told) == ("exec-timeout", "timed-out", None, "SIGKILL")
+    assert ended.answer["limit"] == "wall"
+    assert await box.ps() == 0
+
+
+SPIN = """
+#include <pthread.h>
+#include <stdio.h>
+#include <time.h>
+static double used(clockid_t clock) {
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return t.tv_sec + t.tv_nsec / 1e9;
+}
+static void *spin(void *limit) {
+    while (used(CLOCK_PROCESS_CPUTIME_ID) < *(double *)limit)
+        ;
+    return NULL;
+}
+int main(void) {
+    double limit = 1.2;
+    pthread_t threads[8];
+    for (int i = 0; i < 8; i++)
+        pthread_create(&threads[i], NULL, spin, &limit);
+    for (int i = 0; i < 8; i++)
+        pthread_join(threads[i], NULL);
+    printf("%.2f of %.2f\\n", used(CLOCK_THREAD_CPUTIME_ID), used(CLOCK_PROCESS_CPUTIME_ID));
+    return 0;
+}
+"""
+
+
+async def test_cpu_time_counts_over_all_threads(box: Box) -> None:
+    main, _, everything = outside_c(SPIN).stdout.split()
+    assert float(main) < 0.1 < 1 < float(everything)  # control: the main thread seems idle
+    ended = await box.c(SPIN, limits={"cpuSeconds": 0.4, "wallSeconds": 30})
+    told = (ended.answer["status"], ended.answer["outcome"], ended.answer["limit"])
+    if box.walls["cpuTime"] == "rlimit":  # it counts whole seconds, of each process
+        assert told[1] == "timed-out"
+        return
+    assert told == ("exec-timeout", "timed-out", "cpu")
+    assert 350_000 < ended.usage["userUs"] + ended.usage["systemUs"] < 1_500_000
+
+
+async def test_who_sleeps_meets_the_wall_limit_and_not_that_of_cpu_time(box: Box) -> None:
+    ended = await box.sh("sleep 1000", limits={"cpuSeconds": 0.3, "wallSeconds": 0.8})
+    assert (ended.answer["outcome"], ended.answer["limit"]) == ("timed-out", "wall")
+    assert ended.usage["userUs"] + ended.usage["systemUs"] < 300_000
+
+
+# Half are the program's own, which it never waits for; half lose their parent and are init's.
+ZOMBIES = """
+own, orphans, refused = {own}, {orphans}, 0
+for _ in range(own):
+    if os.fork() == 0:
+        os._exit(0)
+for _ in range(orphans):
+    middle = os.fork()
+    if middle == 0:
+        try:
+            if os.fork() == 0:
+                os._exit(0)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    refused += os.waitpid(middle, 0)[1] != 0
+states = [open(f"/proc/{{pid}}/stat").read().rpartition(")")[2].split()[0]
+          for pid in os.listdir("/proc") if pid.isdigit() and os.access(f"/proc/{{pid}}/stat", 4)]
+print(refused, len([s for s in states if s == "Z"]))
+"""
+
+
+async def test_zombies_by_the_thousand_are_reaped(box: Box) -> None:
+    orphaned = ZOMBIES.format(own=0, orphans=50).replace(
+        "own, orphans", "libc.prctl(36, 1, 0, 0, 0)\nown, orphans", 1
+    )  # control: a parent of orphans (PR_SET_CHILD_SUBREAPER) that does not wait keeps them all
+    assert int(outside(orphaned).stdout.split()[1]) >= 50
+    for _ in range(3):
+        ended = await box.python(ZOMBIES.format(own=60, orphans=1000))
+        assert ended.told == ("exited", 0, None), ended
+        refused, zombies = map(int, ended.out.split())
+        assert refused == 0
+        assert 60 <= zombies < PROCESSES
+    assert await box.ps() == 0
+
+
+# Each tries something on a process; outside its own child, inside the sandbox's init.
+ON_INIT = """
+victim = {victim}
+import resource
+for number in range(1, 65):
+    try: os.kill(victim, number)
+    except (OSError, ValueError): pass
+print("ptrace", call(101, 16, victim, 0, 0))  # PTRACE_ATTACH
+print("seize", call(101, 0x4206, victim, 0, 0))
+for limit in (resource.RLIMIT_CPU, resource.RLIMIT_NOFILE, resource.RLIMIT_AS):
+    low = (ctypes.c_ulong * 2)(0, 0)
+    print("prlimit", call(302, victim, limit, ctypes.addressof(low), 0))
+for path in ("mem", "environ", "fd", "root", "oom_score_adj", "clear_refs", "setgroups"):
+    try:
+        fd = os.open(f"/proc/{{victim}}/{{path}}", os.O_RDWR if path != "fd" else os.O_RDONLY)
+        print("opened", path)
+    except OSError as error:
+        print(path, error.errno)
+"""
+
+
+async def test_init_takes_no_harm_from_the_programs_it_starts(box: Box) -> None:
+    child = "os.fork() or (time.sleep(10), os._exit(0))[0]"
+    control = outside(
+        ON_INIT.format(victim=child).replace("range(1, 65)", "()") + "os.kill(victim, 9)\n"
+    )
+    assert "prlimit 0" in control.stdout
+    ended = await box.python(ON_INIT.format(victim=1))
+    assert ended.told == ("exited", 0, None), ended
+    assert "ptrace 1\nseize 1\nprlimit 1\nprlimit 1\nprlimit 1\n" in ended.out
+    assert "opened mem" not in ended.out
+    assert "opened fd" not in ended.out
+    assert "opened environ" not in ended.out
+    await box.works()
+
+
+KILL_ALL = "import os; [os.kill(-1, n) for n in (15, 1, 2, 9)]; print('alive')"
+
+
+async def test_killing_everybody_kills_nobody_else(box: Box, new_box: NewBox) -> None:
+    # Not shown outside: it works there.
+    other = await new_box()
+    victim = asyncio.ensure_future(other.sh("sleep 1; echo survived"))
+    ended = await box.sh(f'python3 -IS -c "{KILL_ALL}"; exit 5')
+    assert ended.told == ("signalled", 143, "SIGTERM")  # its own shell
+    assert (await box.sh("pkill -9 init; pkill -9 retort; exit 5")).told[1] in (5, 137)
+    assert (await box.sh("kill -9 -1; kill -STOP -1; exit 5")).told == ("exited", 5, None)
+    await box.works()
+    assert (await victim).told == ("exited", 0, None)
+
+
+RAISE = """
+import resource
+def attempt(name, act):
+    try:
+        act()
+        print(name, "done")
+    except (OSError, ValueError) as error:
+        print(name, "refused")
+for name in ("NPROC", "NOFILE", "STACK", "FSIZE", "CORE", "MEMLOCK"):
+    which = getattr(resource, "RLIMIT_" + name)
+    hard = resource.getrlimit(which)[1]
+    more = hard + 1 if hard != -1 else -1
+    attempt(name, lambda: resource.setrlimit(which, (more, more)))
+attempt("nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, -5))
+attempt("fifo", lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)))
+attempt("oom", lambda: os.write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"-900"))
+if call(251, 1, 0, 1 << 13 | 4):  # ioprio_set to the real-time class
+    print("ioprio refused")
+else:
+    print("ioprio done")
+"""
+RAISED = ("NPROC", "NOFILE", "STACK", "FSIZE", "CORE", "MEMLOCK", "nice", "fifo", "oom", "ioprio")
+
+
+async def test_nobody_raises_limits_or_priority(box: Box) -> None:
+    if os.geteuid() == 0:
+        assert outside(RAISE).stdout.count("done") >= 6  # control
+    ended = await box.python(RAISE)
+    has_own_limit = os.geteuid() == 0  # of processes: else the server's user counts them all
+    wanted = [f"{name} refused" for name in RAISED if name != "NPROC" or has_own_limit]
+    assert [line for line in ended.out.splitlines() if line in wanted] == wanted, ended.out
+
+
+async def test_more_processors_give_no_more_time(box: Box) -> None:
+    box.needs("cpu")
+    spin = (
+        "os.sched_setaffinity(0, range(os.cpu_count()))\n"
+        "for _ in range(3): os.fork()\n"
+        "end = time.monotonic() + 1\n"
+        "while time.monotonic() < end: pass\n"
+        "try:\n"
+        "    while True: os.wait()\n"
+        "except ChildProcessError: pass\n"
+    )
+    ended = await box.python(spin)
+    used = ended.usage["userUs"] + ended.usage["systemUs"]
+    assert used < 1.35 * ended.usage["wallUs"]  # one CPU, by quota
+
+
+async def test_every_exit_code_is_reported_exactly(box: Box) -> None:
+    for code in range(256):
+        ended = await box.sh(f"exit {code}")
+        assert ended.told == ("exited", code, None)
+
+
+ZOO = {
+    "SIGSEGV": "*(volatile int *)0 = 1;",
+    "SIGABRT": "abort();",
+    "SIGFPE": "volatile int zero = 0; return 7 / zero;",
+    "SIGILL": "__builtin_trap();",
+    "SIGBUS": 'int fd = open("b", O_RDWR | O_CREAT, 0600); char *at = mmap(0, 4096, 3, MAP_SHARED,'
+    " fd, 0); return *(volatile char *)at;",
+    "SIGSYS": "raise(SIGSYS);",
+    "SIGXFSZ": 'int fd = open("x", O_RDWR | O_CREAT, 0600); ftruncate(fd, 1L << 40);',
+    "SIGXCPU": "struct rlimit one = { 1, 2 }; setrlimit(RLIMIT_CPU, &one); for (;;);",
+    "SIGTRAP": "raise(SIGTRAP);",
+    "SIGPIPE": 'int ends[2]; pipe(ends); close(ends[0]); write(ends[1], "x", 1);',
+    "SIGALRM": "alarm(1); pause();",
+    "SIGKILL": "raise(SIGKILL);",
+    "SIG40": "raise(40);",
+    "SIGRTMAX": "raise(64);",
+}
+ZOO_C = """
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+int main(void) { %s return 3; }
+"""
+
+
+@pytest.mark.parametrize("name", ZOO)
+async def test_every_fatal_signal_is_reported_exactly(box: Box, name: str) -> None:
+    number = 40 if name == "SIG40" else signal.Signals[name].value
+    code = ZOO_C % ZOO[name]
+    if name != "SIGXFSZ":  # the host has no limit of file sizes: nothing happens there
+        assert outside_c(code).returncode == -number
+    ended = await box.c(code)
+    assert ended.told == ("signalled", 128 + number, name), ended
+    # A shell's way of saying it is an exit code like any other.
+    assert (await box.sh(f"exit {128 + number}")).told == ("exited", 128 + number, None)
+
+
+INCLUDES = """
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+"""
+ENDS = {
+    "a thread ends it": (
+        "static void *go(void *x) { exit(5); }\n"
+        "int main(void) { pthread_t t; pthread_create(&t, 0, go, 0); pause(); return 6; }",
+        5,
+    ),
+    "the last thread leaves": (
+        "static void *go(void *x) { usleep(100000); exit(9); }\n"
+        "int main(void) { pthread_t t; pthread_create(&t, 0, go, 0); pthread_exit(0); }",
+        9,
+    ),
+    "a code beyond a byte": ("int main(void) { _exit(0x1ff); }", 255),
+    "a negative code": ("int main(void) { return -2; }", 254),
+    "another program": ('int main(void) { execl("/bin/sh", "sh", "-c", "exit 4", (char *)0); }', 4),
+    "a child's signal": ("int main(void) { if (!fork()) raise(SIGKILL); wait(0); return 8; }", 8),
+}
+
+
+@pytest.mark.parametrize("way", ENDS)
+async def test_every_way_to_end_is_reported_as_wait_tells_it(box: Box, way: str) -> None:
+    code, wanted = ENDS[way]
+    code = INCLUDES + code
+    assert outside_c(code).returncode == wanted
+    assert (await box.c(code)).told == ("exited", wanted, None)
