@@ -44,13 +44,17 @@ async def test_fork_storm_is_dead_before_exited(box: Box, client: InitClient) ->
     script = """
 import os
 started, go = os.pipe()
+gate, shut = os.pipe()
 for _ in range(4):
     if os.fork() == 0:
+        os.close(shut)
+        os.read(gate, 1)  # until all four are there: the storm leaves no room for a fifth
         os.write(go, b"x")
         while True:
             try:
                 if os.fork() and os.fork(): os._exit(0)
             except OSError: pass
+os.close(shut)
 for _ in range(4): os.read(started, 1)
 os._exit(0)
 """
