@@ -14,7 +14,7 @@ INIT := src/retort/_bin/retort-init
 RETORT := .venv/.retort
 CLIENTS := .venv-client/.packages .venv-client-1/.packages
 
-.PHONY: help setup check test test-vm bench docs serve demo fuzz clean clients
+.PHONY: help setup check test test-vm bench hostile stability docs serve demo fuzz clean clients
 
 help:    ## list these verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -35,6 +35,12 @@ test-vm: $(INIT)    ## run what depends on the host in a virtual machine with cg
 
 bench: setup    ## measure, each figure beside its floor
 	.venv/bin/python -m bench $(B)
+
+hostile: setup    ## run a thousand hostile programs, check verdicts and leftovers
+	.venv/bin/python -m bench.hostile $(B)
+
+stability: setup    ## run programs just under and over each limit beside other load
+	.venv/bin/python -m bench.stability $(B)
 
 docs: setup    ## check that the docs name everything there is
 	.venv/bin/python -m pytest tests/test_docs.py

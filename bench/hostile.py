@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import json
 import os
 import platform
 import queue
@@ -189,8 +190,8 @@ def _files_problem(http: Connection, name: str, program: Program) -> str:
     if status != 200:
         return f"listing: status {status}"
     for path in program.refused:
-        target = f"/session/{name}/download_single?file={path}"
-        status, _ = http.call("GET", target)
+        body = json.dumps({"file": path}).encode()
+        status, _ = http.call("GET", f"/session/{name}/download_single", body)
         if not 400 <= status < 500:
             return f"download of {path}: status {status}"
     return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import os
@@ -15,11 +16,12 @@ import platform
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 from bench.hostile import run
-from bench.http import Connection
+from bench.http import Connection, multipart
 from bench.programs import Program, Verdict
 from bench.server import Bench, running
 
@@ -131,11 +133,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.stability", description=__doc__)
     parser.add_argument("--count", type=int, default=200, help="runs of each program [200]")
     parser.add_argument("--load", type=int, default=2, help="spinning processes beside it [2]")
+    parser.add_argument("--at-once", type=int, default=3, help="runs at the same time [3]")
     parser.add_argument("--only", action="append", help=f"of {', '.join(p.limit for p in PAIRS)}")
     options = parser.parse_args()
     print(
         f"host: {platform.release()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f};"
-        f" {options.count} runs of each, {options.load} spinning processes beside",
+        f" {options.count} runs of each, {options.at_once} at once,"
+        f" {options.load} spinning processes beside",
         flush=True,
     )
     print(f"{'limit':10} {'':5} {'runs':>5} {'wrong':>5} {'mean':>8}  verdicts")
@@ -146,7 +150,7 @@ def main() -> int:
                 continue
             print(f"{pair.limit}: {pair.margin}")
             for side, program in (("under", pair.under), ("over", pair.over)):
-                wrong += _repeated(bench, side, program, options.count)
+                wrong += _repeated(bench, side, program, options.count, options.at_once)
     print(f"{wrong} wrong verdicts")
     return 1 if wrong else 0
 
@@ -164,32 +168,36 @@ def load(count: int) -> Iterator[None]:
             process.wait()
 
 
-def _repeated(bench: Bench, side: str, program: Program, count: int) -> int:
+def _repeated(bench: Bench, side: str, program: Program, count: int, at_once: int) -> int:
     """Run a program again and again, in a session of its own each time; gives the wrong ones."""
     counts: collections.Counter[str] = collections.Counter()
     wrong = 0
     began_at = time.monotonic()
-    for _ in range(count):
-        told = _told(bench, program)
-        counts[str(told)] += 1
-        wrong += told not in program.expected
-    mean_ms = (time.monotonic() - began_at) / count * 1000
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        for told in pool.map(lambda _: _told(bench, program), range(count)):
+            words = (told.outcome, told.exit_code, told.limit and f"limit {told.limit}")
+            counts[" ".join(str(word) for word in words if word is not None)] += 1
+            wrong += told not in program.expected
+    mean_ms = (time.monotonic() - began_at) / count * at_once * 1000
     verdicts = "; ".join(f"{told} x {number}" for told, number in counts.most_common())
     print(f"{'':10} {side:5} {count:5} {wrong:5} {mean_ms:6.0f}ms  {verdicts}", flush=True)
     return wrong
 
 
 def _told(bench: Bench, program: Program) -> Verdict:
-    http: Connection = bench.http
+    http = Connection(bench.url, bench.token)
     config = {"resources": {"cpu": 1, "mem": program.memory}}
-    name = f"stable-{os.getpid()}-{time.monotonic_ns()}"
+    name = f"stable-{uuid.uuid4().hex[:12]}"
     http.json("POST", "/session", {"name": name, "image": program.image, "config": config})
     try:
         if program.files:
-            bench.upload(name, dict(program.files))
+            body, kind = multipart(dict(program.files))
+            status, text = http.call("POST", f"/session/{name}/upload", body, kind)
+            assert status == 204, text
         answer = run(http, name, program)
     finally:
         http.json("DELETE", f"/session/{name}")
+        http.close()
     assert answer is not None
     return Verdict(answer["outcome"], answer["exitCode"], answer["limit"], None, answer["status"])
 
