@@ -22,7 +22,6 @@ import structlog
 from retort.core.image import Image
 from retort.core.limits import Usage
 from retort.core.run import (
-    OUR_FAULT_EXIT,
     Answer,
     Begun,
     Cancelled,
@@ -238,7 +237,7 @@ class Runner:
         if self._step is not None:
             self._step.close()
             self._forget_step()
-        failed = StepResult(Outcome.INFRASTRUCTURE, OUR_FAULT_EXIT)
+        failed = self._stepper.failed()
         for run in self._take_all():
             is_queued = run.state.stage is Stage.QUEUED
             self._advance(run, Cancelled() if is_queued else StepEnded(failed))
@@ -397,7 +396,7 @@ class Runner:
 
     async def _fail_step(self, run: LiveRun, reason: str) -> None:
         log.error("step.failed", run=run.run_id, reason=reason)
-        self._advance(run, StepEnded(StepResult(Outcome.INFRASTRUCTURE, OUR_FAULT_EXIT)))
+        self._advance(run, StepEnded(self._stepper.failed()))
 
     def _step_exited(self, step: Step, end: StepExit) -> None:
         if self._step is not step:

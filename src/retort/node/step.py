@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable, Coroutine, Mapping
 
 from retort.core.console import Stream
-from retort.core.run import Phase, StartStep, StepResult, Stop
+from retort.core.run import OUR_FAULT_EXIT, Outcome, Phase, StartStep, StepResult, Stop
 from retort.core.verdict import Counters, judge
 from retort.node.cpu_watch import CpuWatch
 from retort.node.input_watch import InputWatch
@@ -95,6 +95,7 @@ class Stepper:
         self._on_limit = on_limit
         self._loop = asyncio.get_running_loop()
         self._last_number = 0
+        self._is_out_of_memory = False  # during the last step
         self.keeps_background = False  #: from the first run that asked for it, until a restart
 
     def start(
@@ -140,6 +141,7 @@ class Stepper:
         """Say what happened to a step, by what the host kernel counted."""
         group = self._place.group
         measured = group.take() if group is not None else Measured()
+        self._is_out_of_memory = _is_out_of_memory(measured)
         cut = step.run.console.cut_chars - step.cut_before
         is_out_of_cpu = end.signal == signal.SIGXCPU and bool(self._cpu_rlimit(step.run))
         return judge(
@@ -153,6 +155,17 @@ class Stepper:
             ),
             Stop.CPU if is_out_of_cpu else step.stop,
         )
+
+    def failed(self) -> StepResult:
+        """Judge a step that init did not start or did not end: our failure, with one exception.
+
+        Where a session's files fill its memory, no program is left to kill in the end but init.
+        """
+        if (group := self._place.group) is not None:
+            self._is_out_of_memory |= _is_out_of_memory(group.take())
+        if not self._is_out_of_memory:
+            return StepResult(Outcome.INFRASTRUCTURE, OUR_FAULT_EXIT)
+        return StepResult(Outcome.OUT_OF_MEMORY, 128 + signal.SIGKILL, signal.SIGKILL)
 
     def _watch(self, step: Step) -> None:
         run, group = step.run, self._place.group
@@ -180,6 +193,10 @@ class Stepper:
             return ()
         left_s = max(1, math.ceil(run.limits.cpu_s - run.cpu_us / 1e6))
         return ((resource.RLIMIT_CPU, left_s, left_s + 1),)
+
+
+def _is_out_of_memory(measured: Measured) -> bool:
+    return bool(measured.oom_kills) and measured.is_own_limit
 
 
 class _OutputCounter:
