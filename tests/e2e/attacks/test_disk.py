@@ -101,22 +101,19 @@ int main(void) {
 """
 
 
-async def fill_inodes(box: Box, count: int) -> None:
-    ended = await box.c(FILES % count)
-    if ended.told != ("exited", 0, None):
-        assert ended.answer["outcome"] in ("out-of-memory", "disk-full"), ended
-    # Whatever is there can be listed, within a bound, and the session's end deletes it.
-    begun = time.monotonic()
-    entries, is_cut = await listing(box, "many")
-    assert len(entries) <= 100_000
-    assert is_cut == (len(entries) == 100_000)
-    assert time.monotonic() - begun < 20
-
-
 async def test_empty_files_are_capped_by_memory(new_box: NewBox) -> None:
     box = await new_box(mem=64 * MIB)
     box.needs_groups()
-    await fill_inodes(box, 200_000)
+    ended = await box.c(FILES % 200_000)
+    assert ended.answer["outcome"] == "out-of-memory", ended
+    # No process holds this memory, so that the host kernel may come to choose init: then the
+    # session is gone. That is the program's doing and never called a failure of ours.
+    try:
+        after = await box.sh("echo fine")
+    except AssertionError as gone:
+        assert "No such session" in str(gone)  # noqa: PT017 - it may, it need not
+    else:
+        assert after.answer["outcome"] in ("exited", "out-of-memory"), after
     await (await new_box()).works()
 
 
@@ -137,7 +134,10 @@ async def test_a_listing_is_bounded(new_box: NewBox) -> None:
 @pytest.mark.skipif("RETORT_LONG" not in os.environ, reason="half a minute; set RETORT_LONG=1")
 async def test_a_million_empty_files_change_nothing_outside(new_box: NewBox) -> None:
     box = await new_box(mem=2048 * MIB)
-    await fill_inodes(box, 1_000_000)
+    ended = await box.c(FILES % 1_000_000)
+    assert ended.answer["outcome"] in ("exited", "out-of-memory"), ended
+    entries, is_cut = await listing(box, "many")
+    assert (len(entries), is_cut) == (100_000, True)
     await box.works()
 
 
