@@ -189,10 +189,10 @@ def _files_problem(http: Connection, name: str, program: Program) -> str:
     status, _ = http.call("GET", f"/session/{name}/files")
     if status != 200:
         return f"listing: status {status}"
-    for path in program.refused:
+    for path in (*program.refused, *(program.files if program.refused else ())):
         body = json.dumps({"file": path}).encode()
         status, _ = http.call("GET", f"/session/{name}/download_single", body)
-        if not 400 <= status < 500:
+        if status != 200 if path in program.files else not 400 <= status < 500:
             return f"download of {path}: status {status}"
     return ""
 

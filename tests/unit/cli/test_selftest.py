@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,3 +146,25 @@ def test_an_unknown_row_is_a_usage_error() -> None:
     done = CliRunner().invoke(selftest, ["--only", "Z9"])
     assert done.exit_code == 2
     assert "Z9" in done.output
+
+
+@pytest.mark.parametrize("row", ["A9", "C6", "E1", "E3", "E7", "F1"])
+def test_outside_of_a_sandbox_the_attack_succeeds(row: str, tmp_path: Path) -> None:
+    """The controls; rows that would change or harm this host have none."""
+    if row == "E1" and os.geteuid() != 0:
+        pytest.skip("new namespaces need root on many hosts")
+    program = tmp_path / "attack.py"
+    program.write_text(PRELUDE + attack(row).program)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, program],
+            cwd=tmp_path,
+            env={"SELFTEST_PORT": port, "SELFTEST_TOKEN": "x"},
+            pass_fds=[server.fileno()],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stdout.partition(" ")[0]) == (1, "broken"), done
