@@ -1,7 +1,8 @@
 """`python -m bench.hostile`: a thousand hostile programs, each verdict checked, nothing left.
 
 The programs are drawn with a printed seed and run 8 at a time over HTTP against a real server, each
-in a session of its own. Exit code 1: a wrong verdict, or something of a program is left.
+in a session of its own. Exit code 1: a wrong verdict, or something of a program is left. 2: this
+host lacks a wall, and nothing was run.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def main() -> int:
         orders.put((kind, KINDS[kind](rng)))
     uids = range(first_uid, first_uid + UID_COUNT)
     with running(**SETTINGS, RETORT_SANDBOX_HOST_UID_FIRST=str(first_uid)) as bench:
-        warm_up(bench, options.at_once)
+        if lacking := warm_up(bench, options.at_once):
+            print(f"this host has no wall for {lacking}: some programs would hit it")
+            return 2
         before, _ = settled(bench, uids, (), held(bench, uids, ()))
         began_at = time.monotonic()
         results = _all(bench, orders, options.at_once)
@@ -81,13 +84,17 @@ def main() -> int:
     return _verdict(results, before, after, left, took_s)
 
 
-def warm_up(bench: Bench, count: int) -> None:
-    """Let the server open what it keeps open."""
+def warm_up(bench: Bench, count: int) -> str:
+    """Let the server open what it keeps open; gives the names of walls that are missing."""
+    walls: dict[str, str] = {}
     for _ in range(count):
         name = bench.session("python")
         bench.upload(name, {"x": b"x"})
-        bench.run(name, exec="true")
+        answer = run(bench.http, name, Program("true", ()))
+        assert answer is not None
+        walls = answer["walls"]
         bench.destroy(name)
+    return ", ".join(name for name, means in walls.items() if means in ("none", "rlimit"))
 
 
 def _all(
