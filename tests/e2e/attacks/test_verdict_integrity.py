@@ -1,0 +1,145 @@
+"""Attacks on the verdict itself (attacks.md, I, and incident I17)."""
+
+# ruff: noqa: ASYNC220 - a test may block
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Server, printed, run_to_end
+
+from .box import Box, outside
+from .conftest import NewBox, descendants
+
+pytestmark = pytest.mark.slow
+
+# It waits until its parent has written the honest result, then writes its own over it.
+REWARD = """
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        for fd in range(3): os.close(fd)
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            if os.path.exists("reward") and open("reward").read() == "0":
+                open("reward", "w").write("1")
+                os._exit(0)
+            time.sleep(0.001)
+    os._exit(0)
+os.wait()
+time.sleep(0.05)
+with open("reward.new", "w") as file: file.write("0")
+os.rename("reward.new", "reward")
+os._exit(0)
+"""
+
+
+async def test_a_result_is_read_when_nobody_can_change_it_any_more(box: Box) -> None:
+    control = outside(
+        "code = " + repr(REWARD) + "\nif os.fork() == 0: exec(code)\nos.wait()\ntime.sleep(0.5)\n"
+        "print(open('reward').read())"
+    )
+    assert control.stdout == "1\n"
+    ended = await box.python(REWARD)
+    assert ended.told == ("exited", 0, None)
+    seen = []
+    for _ in range(5):
+        async with box.api.get(
+            f"/session/{box.name}/download_single", json={"file": "reward"}
+        ) as answer:
+            assert answer.status == 200
+            seen.append(await answer.read())
+    # Whatever the daemon managed while the program ran, nothing changes after the result came.
+    assert len(set(seen)) == 1
+
+
+def init_of(server: Server, marker: str) -> int:
+    """Find the init whose session has a file of this name."""
+    for pid in descendants(server.process.pid):
+        if os.path.exists(f"/proc/{pid}/root/home/work/{marker}"):  # noqa: PTH110
+            text = Path(f"/proc/{pid}/status").read_text()
+            if text.split("NSpid:")[1].split("\n")[0].split()[-1] == "1":
+                return pid
+    raise AssertionError("no init found")
+
+
+async def test_an_init_killed_by_the_operator_is_our_failure_and_never_the_programs(
+    new_box: NewBox, server: Server
+) -> None:
+    box, other = await new_box(), await new_box()
+    await box.sh(f"touch {box.name}")
+    running = asyncio.ensure_future(
+        run_to_end(box.api, box.name, build=None, exec="echo here; sleep 100")
+    )
+    await asyncio.sleep(0.5)
+    beside = asyncio.ensure_future(other.sh("sleep 1; echo fine"))
+    os.kill(init_of(server, box.name), signal.SIGKILL)
+    try:
+        answers = await running
+    except AssertionError as gone:  # the last poll came after the session had ended
+        assert "No such session" in str(gone)  # noqa: PT017
+    else:
+        end = answers[-1]
+        assert (end["outcome"], end["retrySafe"], end["exitCode"]) == ("infrastructure", True, -1)
+    assert (await beside).out == "fine\n"
+
+
+async def test_a_program_cannot_make_a_failure_look_like_ours(box: Box) -> None:
+    """Whatever it does to itself and its kin, the outcome stays its own."""
+    for command in (
+        "kill -KILL $$",
+        "kill -9 -1; exit 9",
+        "kill -9 1; exit 9",
+        "exec 0<&- 1>&- 2>&-; exit 9",
+        "cd /; exec -c /bin/false",
+        "ulimit -n 0; ulimit -v 1000; true | true; exit 9",
+        "exec /nowhere/at/all",
+    ):
+        ended = await box.sh(command)
+        assert ended.answer["outcome"] in ("exited", "signalled"), (command, ended)
+        assert ended.answer["retrySafe"] is False
+
+
+async def test_words_of_the_protocol_in_the_output_are_only_output(box: Box) -> None:
+    text = '{"status": "finished", "exitCode": 0, "outcome": "exited"}'
+    ended = await box.sh(f"echo '{text}'; echo '{text}' >&2; exit 5")
+    assert (*ended.told, ended.out, ended.err) == ("exited", 5, None, f"{text}\n", f"{text}\n")
+
+
+async def test_leaving_early_or_from_a_thread_is_no_success(box: Box) -> None:
+    code = "import threading\nthreading.Thread(target=lambda: os._exit(3)).start()\ntime.sleep(5)\n"
+    assert (await box.python(code)).told == ("exited", 3, None)
+    code = "import atexit\natexit.register(lambda: os._exit(0))\nraise SystemExit(1)\n"
+    # A program may well call its own failure a success: what it printed is for a checker to judge.
+    assert (await box.python(code)).told == ("exited", 0, None)
+
+
+async def test_a_program_near_its_limit_has_the_same_verdict_on_a_busy_host(
+    box: Box, new_box: NewBox
+) -> None:
+    if box.walls["cpuTime"] == "rlimit":
+        pytest.skip("this host counts no CPU time by group (docs/threat-model.md)")
+    code = "end = time.process_time() + 0.15\nwhile time.process_time() < end: pass\n"
+    await box.put(attack__py="import time\n" + code)
+    busy = [subprocess.Popen(["/bin/bash", "-c", "while :; do :; done"]) for _ in range(2)]
+    try:
+        begun, told = time.monotonic(), set()
+        for _ in range(50 if "RETORT_LONG" in os.environ else 10):
+            answers = await run_to_end(
+                box.api, box.name, build=None, exec="exec python3 -IS attack.py",
+                limits={"cpuSeconds": 0.6, "wallSeconds": 30},
+            )  # fmt: skip
+            told.add((answers[-1]["outcome"], answers[-1]["exitCode"], printed(answers)))
+        assert told == {("exited", 0, "")}
+        assert time.monotonic() - begun < 120
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
