@@ -70,17 +70,19 @@ def retort(*args: str) -> str:
 
 @contextlib.contextmanager
 def running_server(
-    folder: Path, *, wrapper: tuple[str, ...] = (), **settings: str
+    folder: Path, *, command: tuple[str, ...] = (sys.executable,), **settings: str
 ) -> Iterator[Server]:
-    """Run a server on a free port; `settings` are RETORT_ variables, e.g. RETORT_RUNS_WALL_S."""
+    """Run a server on a free port; `settings` are variables, e.g. RETORT_RUNS_WALL_S.
+
+    `command` is the interpreter and what comes before it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     key = json.loads(retort("keys", "create", "--state", str(folder), "--json"))
     log = folder / "server.log"
     with log.open("w") as sink:
         process = subprocess.Popen(
             [
-                *wrapper,
-                *(sys.executable, "-m", "retort.cli.main", "serve", "--verbose"),
+                *(*command, "-m", "retort.cli.main", "serve", "--verbose"),
                 *("--listen", "127.0.0.1:0", "--state", str(folder)),
             ],
             env=environment(**settings),

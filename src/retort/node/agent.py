@@ -26,7 +26,7 @@ from retort.core.session import Session
 from retort.errors import SandboxFault, SessionNotFound
 from retort.node.files import FileLimits, SessionFiles
 from retort.node.leftovers import remember
-from retort.node.places import Place, Places
+from retort.node.places import Place, Places, counts_by_namespace
 from retort.node.runner import Runner, RunSettings
 from retort.node.watched_run import WatchedRun
 from retort.sandbox.host_uids import HostUids
@@ -234,7 +234,7 @@ class LocalNode:
             environment(session.environ),
             _rlimits(
                 session.limits,
-                has_own_uid=host_uid is not None,
+                counts_processes=host_uid is not None or counts_by_namespace(),
                 has_group=place.group is not None,
             ),
             self._run_settings,
@@ -301,7 +301,7 @@ def _spec(session: Session, host_uid: int | None, *, shares_network: bool) -> Sa
 
 
 def _rlimits(
-    limits: Limits, *, has_own_uid: bool, has_group: bool
+    limits: Limits, *, counts_processes: bool, has_group: bool
 ) -> tuple[tuple[int, int, int], ...]:
     """Give each program's limits for setrlimit(2): soft and hard alike."""
     wanted = {
@@ -311,7 +311,7 @@ def _rlimits(
         resource.RLIMIT_STACK: limits.stack_bytes,
         resource.RLIMIT_MEMLOCK: 64 * 1024,
     }
-    if has_own_uid:  # the kernel counts processes by uid: a shared one counts everybody's
+    if counts_processes:
         # A group's limit comes first, for it also counts what it refuses.
         wanted[resource.RLIMIT_NPROC] = limits.processes + (NPROC_MARGIN if has_group else 0)
     return tuple((number, value, value) for number, value in wanted.items())

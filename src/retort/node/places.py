@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -109,12 +110,23 @@ class Places:
             os.close((await client.prepare()).pidfd)
 
 
+def counts_by_namespace() -> bool:
+    """Tell whether RLIMIT_NPROC counts the processes of one sandbox, also when uids are shared.
+
+    Since Linux 5.14 they are counted by user namespace and uid; before, by uid alone, and a limit
+    on one sandbox would count everything of the server's user (kernel/ucount.c).
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (5, 14)
+
+
 def walls_of(groups: Groups) -> dict[str, str]:
     """Say which resources a host caps for a session as a whole, and by what."""
     by = f"cgroup-{groups.mode.value}" if groups.mode is not Mode.NONE else "none"
+    rlimit = "rlimit" if os.geteuid() == 0 or counts_by_namespace() else "none"
     return {
         "memory": by,
-        "processes": by if by != "none" else "rlimit" if os.geteuid() == 0 else "none",
+        "processes": by if by != "none" else rlimit,
         "cpu": by if "cpu" in groups.controllers else "none",
         "cpuTime": by if "cpuacct" in groups.controllers else "rlimit",
     }
