@@ -80,6 +80,13 @@ class HostFacts:
             self.sandbox_problem is None and self.bwrap_version >= OLDEST_BWRAP and self.has_pidfd
         )
 
+    @property
+    def counts_processes(self) -> bool:
+        """RLIMIT_NPROC counts one sandbox: by its own uid, or since Linux 5.14 by its namespace."""
+        numbers = re.match(r"(\d+)\.(\d+)", self.kernel_release)
+        is_young = numbers is not None and (int(numbers[1]), int(numbers[2])) >= (5, 14)
+        return self.is_root or is_young
+
 
 class State(enum.Enum):
     """How a wall stands on this host."""
@@ -262,8 +269,9 @@ def _groups(facts: HostFacts) -> Iterable[Finding]:
     for wall, (controller, why) in walls.items():
         if controller in facts.cgroup_controllers:
             yield Finding(wall, State.ENFORCED, why)
-        elif wall == "process limit" and facts.is_root:
-            yield Finding(wall, State.ENFORCED, "By rlimit, as each session has its own uid.")
+        elif wall == "process limit" and facts.counts_processes:
+            why = "By rlimit, counted for each sandbox; no verdict names it."
+            yield Finding(wall, State.ENFORCED, why)
         else:
             yield Finding(wall, State.MISSING, why_not, _delegation(facts))
 

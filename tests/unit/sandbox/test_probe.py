@@ -69,6 +69,7 @@ def test_every_missing_wall_has_a_command(facts: HostFacts) -> None:
     worst = dataclasses.replace(
         facts,
         is_root=False,
+        kernel_release="5.10.0",
         bwrap_path=None,
         bwrap_version=(),
         sandbox_problem="x",
@@ -92,6 +93,7 @@ def test_without_control_groups_a_limit_is_missing_and_why(facts: HostFacts, wal
     assert found(facts, wall).state is State.ENFORCED
     none: dict[str, object] = {
         "is_root": False,
+        "kernel_release": "5.10.0-8-amd64",
         "cgroup_mode": Mode.NONE,
         "cgroup_controllers": (),
         "cgroup_problem": "v2: no v2 hierarchy is mounted",
@@ -102,10 +104,22 @@ def test_without_control_groups_a_limit_is_missing_and_why(facts: HostFacts, wal
     assert "Delegate=yes" in finding.command
 
 
-def test_root_limits_processes_by_uid_where_there_are_no_groups(facts: HostFacts) -> None:
-    finding = found(facts, "process limit", cgroup_mode=Mode.NONE, cgroup_controllers=())
-    assert finding.state is State.ENFORCED
-    assert "rlimit" in finding.why
+@pytest.mark.parametrize(
+    ("is_root", "release", "state"),
+    [
+        (True, "5.10.0-8-amd64", State.ENFORCED),
+        (False, "5.14.0", State.ENFORCED),
+        (False, "6.1.0", State.ENFORCED),
+        (False, "5.13.19", State.MISSING),
+        (False, "unknown", State.MISSING),
+    ],
+)
+def test_processes_are_limited_without_groups_where_a_sandbox_is_counted_alone(
+    facts: HostFacts, is_root: bool, release: str, state: State
+) -> None:
+    changes: dict[str, object] = {"is_root": is_root, "kernel_release": release}
+    finding = found(facts, "process limit", cgroup_mode=Mode.NONE, cgroup_controllers=(), **changes)
+    assert finding.state is state
 
 
 def test_a_controller_that_was_not_delegated_is_missing_alone(facts: HostFacts) -> None:
