@@ -303,7 +303,10 @@ def _spec(session: Session, host_uid: int | None, *, shares_network: bool) -> Sa
 def _rlimits(
     limits: Limits, *, counts_processes: bool, has_group: bool
 ) -> tuple[tuple[int, int, int], ...]:
-    """Give each program's limits for setrlimit(2): soft and hard alike."""
+    """Give each program's limits for setrlimit(2): soft and hard alike.
+
+    None is above the server's own, which no program could be given.
+    """
     wanted = {
         resource.RLIMIT_CORE: _core_limit(),
         resource.RLIMIT_NOFILE: limits.open_files,
@@ -314,7 +317,13 @@ def _rlimits(
     if counts_processes:
         # A group's limit comes first, for it also counts what it refuses.
         wanted[resource.RLIMIT_NPROC] = limits.processes + (NPROC_MARGIN if has_group else 0)
-    return tuple((number, value, value) for number, value in wanted.items())
+    possible = ((number, _at_most_own(number, value)) for number, value in wanted.items())
+    return tuple((number, value, value) for number, value in possible)
+
+
+def _at_most_own(number: int, value: int) -> int:
+    hard = resource.getrlimit(number)[1]
+    return value if hard == resource.RLIM_INFINITY else min(value, hard)
 
 
 def _core_limit() -> int:
