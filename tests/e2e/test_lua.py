@@ -52,9 +52,9 @@ def archive() -> Path:
     """The distribution's archive, from the cache or else by pip, checked against its hash."""
     found = sorted(CACHE.glob("*.tar.gz"))
     if not found:
-        # To know the name of a source archive, pip has to run its setup. The two variables keep
-        # that from compiling everything in it.
-        command = "-m pip download -q --no-deps --no-binary :all: --require-hashes -r"
+        # To know the name of a source archive, pip has to run its setup, whose own needs come as
+        # binaries. The two variables keep that from compiling everything in it.
+        command = "-m pip download -q --no-deps --no-binary lupa --require-hashes -r"
         fetched = subprocess.run(
             [sys.executable, *command.split(), REQUIREMENT, "-d", CACHE],
             env=os.environ | {"LUPA_NO_BUNDLE": "true", "LUPA_NO_LUAJIT": "true"},
