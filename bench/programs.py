@@ -199,7 +199,11 @@ KINDS: dict[str, Draw] = {
                     "C1", "C2", "C5", "C6", "C7", "E1", "E2", "E3", "E4", "E5", "E7", "E8", "F1",
                     "H1b")
     },
-    "fork bomb of bash": _shell(":(){ :|:& };:"),
+    "fork bomb of bash": _shell(
+        ":(){ :|:& };:",
+        Verdict("exited"),
+        Verdict("pids-limit", 254),  # when the bomb was faster than the shell that set it off
+    ),
     "memory leak": _python(LEAK, Verdict("out-of-memory", 137), memory="48m"),
     "child out of memory": _python(CHILD_OUT_OF_MEMORY, says="held"),
     "refused a fork, succeeds": _python(REFUSED_AND_FINE, says="held"),
