@@ -55,7 +55,11 @@ def host_of(server: Server) -> dict[str, Any]:
     sessions = server.state / "sessions"
     return {
         "files": sorted(str(path.relative_to(server.state)) for path in sessions.rglob("*")),
-        "mounts": Path(f"/proc/{server.process.pid}/mountinfo").read_text(),
+        "mounts": [  # others of this host come and go
+            line
+            for line in Path(f"/proc/{server.process.pid}/mountinfo").read_text().splitlines()
+            if str(server.state) in line
+        ],
         "groups": sorted(str(path) for path in groups_of(group_tag(server))),
         "processes": descendants(server.process.pid),
         "descriptors": descriptors(server.process.pid),
