@@ -221,7 +221,7 @@ async def test_mkdirs_with_a_useless_mode_is_undone(box: Box, client: InitClient
         pytest.skip("root enters any folder")
     with pytest.raises(PermissionError):
         await client.mkdirs(b"n1/n2/n3", 0)
-    assert (await box.sh(client, "ls")).text == "vfolder\n"
+    assert (await box.sh(client, "ls")).text == ("" if box.kind == "bare" else "vfolder\n")
 
 
 async def test_fifo_and_socket_and_lease_do_not_block(box: Box, client: InitClient) -> None:
