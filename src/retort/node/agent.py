@@ -290,11 +290,13 @@ class LocalNode:
 
 def _spec(session: Session, host_uid: int | None, *, shares_network: bool) -> SandboxSpec:
     limits = session.limits
+    # Files on a tmpfs are memory: all of them together must leave some for programs and init.
+    half, part = limits.memory_bytes // 2, limits.memory_bytes // 8
     return SandboxSpec(
         hostname="main1",
-        scratch_bytes=limits.scratch_bytes,
-        tmp_bytes=limits.tmp_bytes,
-        shm_bytes=limits.shm_bytes,
+        scratch_bytes=min(limits.scratch_bytes, half),
+        tmp_bytes=min(limits.tmp_bytes, part),
+        shm_bytes=min(limits.shm_bytes, part),
         host_uid=host_uid,
         shares_network=shares_network,
     )

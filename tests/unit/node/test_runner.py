@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from retort.core.image import Image, ImageKind, ImageRef
-from retort.core.run import Answer, Mode, RunLimits, RunRequest, Status
+from retort.core.run import Answer, Mode, Outcome, RunLimits, RunRequest, Status
 from retort.errors import LimitExceeded, RunNotFound, SandboxFault
 from retort.node import runner as module
 from retort.node import step as step_module
+from retort.node.places import Place
 from retort.node.runner import Runner, RunSettings
 from retort.node.watched_run import WatchedRun
 from retort.sandbox.protocol import Phase, Scope
+from retort.sandbox.session_group import Measured
 from retort.sandbox.step_values import ExecStep, Started, StepExit, StepNotStarted, StepUsage
 
 SOON = 0.02  # seconds that a call waits when it shall find nothing
@@ -555,3 +557,21 @@ async def test_no_descriptor_is_left_whatever_way_runs_end(init: ScriptedInit) -
         assert not runner.is_busy
     assert open_descriptors() == before
     assert not runner._tasks
+
+
+class DeadlyGroup:
+    """A session's group that saw the host kernel kill for want of memory."""
+
+    def take(self) -> Measured:
+        return Measured(oom_kills=2)
+
+
+async def test_a_session_whose_init_was_killed_for_memory_says_so(init: ScriptedInit) -> None:
+    image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
+    place = Place(DeadlyGroup())  # type: ignore[arg-type]
+    runner = Runner(init, image, {}, (), RunSettings(), place)  # type: ignore[arg-type]
+    await begun(runner)
+    runner.broken("init ended")
+    answer = await runner.execute(going_on(), SOON)
+    assert answer.verdict is not None
+    assert (answer.exit_code, answer.verdict.outcome) == (137, Outcome.OUT_OF_MEMORY)
