@@ -35,9 +35,13 @@ def _serving(state: Path, *args: str, **options: object) -> Iterator[subprocess.
     try:
         yield process
     finally:
-        if process.poll() is None:
+        process.terminate()  # killed, it would leave its control groups
+        try:
+            process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
             process.kill()
-        process.communicate()
+            process.communicate()
+            raise
 
 
 def _refused(state: Path, *args: str, **env: str) -> str:
