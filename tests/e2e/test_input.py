@@ -156,7 +156,7 @@ async def test_r11_a_wait_that_a_timeout_ended_is_not_reported_again(api: Calls,
 
 
 async def test_r11_too_much_input_is_refused_and_the_program_lives(api: Calls, name: str) -> None:
-    first = await start(api, name, exec="sleep 30")
+    first = await start(api, name, exec="sleep 600")
     line = "x" * 300_000
     call = {"mode": "input", "code": line, "runId": first["runId"]}
     calls = [asyncio.ensure_future(status_of(api, name, **call)) for _ in range(5)]
