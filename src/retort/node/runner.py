@@ -73,6 +73,15 @@ class RunSettings:
     limits: RunLimits = RunLimits()
 
 
+@dataclasses.dataclass(slots=True, eq=False)
+class _Start:
+    """A program that waits for its session to be in its place; only the first one ever does."""
+
+    run: LiveRun
+    order: StartStep
+    is_interrupted: bool = False
+
+
 class Runner:
     """All runs of one session.
 
@@ -102,6 +111,7 @@ class Runner:
         self._delivered: collections.deque[LiveRun] = collections.deque(maxlen=8)
         self._current: LiveRun | None = None
         self._step: Step | None = None
+        self._starting: _Start | None = None  # until the session is in its place
         self._settled: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._stepper = Stepper(
@@ -209,6 +219,8 @@ class Runner:
 
     def interrupt(self) -> None:
         """Send SIGINT to the process group of the running program (spec 7.6)."""
+        if self._starting is not None:
+            self._starting.is_interrupted = True
         if self._step is not None:
             self._step.is_interrupted = True
             self._kill(self._step.number, signal.SIGINT, Scope.GROUP)
@@ -345,7 +357,8 @@ class Runner:
     def _start_step(self, run: LiveRun, order: StartStep, *, is_repeated: bool = False) -> None:
         placed = self._place.placed
         if placed is not None and not placed.done():  # only before a session's first program
-            self._later(self._start_placed(run, order, placed))
+            self._starting = _Start(run, order)
+            self._later(self._start_placed(self._starting, placed))
             return
         try:
             if placed is not None:
@@ -358,14 +371,17 @@ class Runner:
         self._step = step
         started.add_done_callback(lambda f: self._step_started(step, f))
 
-    async def _start_placed(
-        self, run: LiveRun, order: StartStep, placed: asyncio.Future[None]
-    ) -> None:
+    async def _start_placed(self, start: _Start, placed: asyncio.Future[None]) -> None:
         await asyncio.wait((placed,))
+        if self._starting is start:
+            self._starting = None
+        run = start.run
         if run.state.is_timed_out:
             self._advance(run, StepEnded(StepResult(Outcome.TIMED_OUT, 0, stop=Stop.WALL)))
+        elif start.is_interrupted and not run.is_ended:  # its program shall not run now
+            self._advance(run, StepEnded(judge(signal.SIGINT, Usage(), Counters(), None)))
         elif not run.is_ended:
-            self._start_step(run, order)
+            self._start_step(run, start.order)
 
     def _step_started(self, step: Step, future: asyncio.Future[Started]) -> None:
         if future.cancelled() or self._step is not step:

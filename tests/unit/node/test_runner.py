@@ -575,3 +575,24 @@ async def test_a_session_whose_init_was_killed_for_memory_says_so(init: Scripted
     answer = await runner.execute(going_on(), SOON)
     assert answer.verdict is not None
     assert (answer.exit_code, answer.verdict.outcome) == (137, Outcome.OUT_OF_MEMORY)
+
+
+@pytest.mark.parametrize("comes_first", ["interrupt", "place"])
+async def test_an_interrupt_is_not_lost_while_a_session_gets_into_its_place(
+    init: ScriptedInit, comes_first: str
+) -> None:
+    image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
+    placed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    runner = Runner(init, image, {}, (), RunSettings(), Place(placed=placed))  # type: ignore[arg-type]
+    await begun(runner)
+    assert not init.steps
+    if comes_first == "place":
+        placed.set_result(None)
+        await settle()
+        assert len(init.steps) == 1
+        return
+    runner.interrupt()
+    placed.set_result(None)
+    await settle()
+    assert not init.steps
+    assert (await runner.execute(going_on(), SOON)).exit_code == 130
