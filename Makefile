@@ -28,6 +28,7 @@ check: $(PACKAGES)    ## lint, format, types and architecture
 	.venv/bin/python -m pytest tests/test_architecture.py
 
 test: setup clients    ## run every test, two at a time; T="..." is handed to pytest
+	@PYTHON=$(PYTHON) scripts/system-packages --tests
 	.venv/bin/python -m pytest --numprocesses 2 --dist worksteal -r fEs $(T)
 
 test-vm: $(INIT)    ## run what depends on the host in a virtual machine with cgroups v2
