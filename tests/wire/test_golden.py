@@ -1,7 +1,5 @@
 """Exact bytes of the main answers: what changes here, clients may notice."""
 
-from datetime import UTC, datetime
-
 from retort.core.files import FileEntry
 from retort.core.run import Answer, OutputFile, Status
 from retort.errors import RunNotFound, SessionExists, TooManyFiles
@@ -20,8 +18,6 @@ from retort.wire.sessions import (
     Stats,
     create_answer,
     destroy_answer,
-    history_answer,
-    logs_answer,
     matches_answer,
 )
 from retort.wire.versions import KNOWN
@@ -107,17 +103,6 @@ def test_destroy():
     assert destroy_answer(stats, KNOWN[2]).decode() == '{"stats":{' + flat
 
 
-def test_small_answers():
-    when = datetime(2024, 3, 5, 1, 2, 3, tzinfo=UTC)
-    assert history_answer({"PREPARING": when}) == (
-        b'{"result":{"preparing":"2024-03-05T01:02:03.000000+00:00"}}'
-    )
-    assert logs_answer("a\n") == b'{"result":{"logs":"a\\n"}}'
-    assert matches_answer([Match("i", "n", "RUNNING")]) == (
-        b'{"matches":[{"id":"i","name":"n","status":"RUNNING"}]}'
-    )
-
-
 def test_listing():
     entries = [FileEntry(b"main.c", 0o100644, 74, 1709600523.4, 1709600523.4, 1709600523.4)]
     assert listing_answer(entries, "/home/work").decode() == (
@@ -149,4 +134,10 @@ def test_problems():
         b'"title":"The session already exists but you requested not to reuse existing one.",'
         b'"msg":"The session already exists but you requested not to reuse existing one.",'
         b'"data":{"existingSessionId":"0b8f2f6e-6f8c-4d0e-9d7c-5a1f1f0f2b11"}}'
+    )
+
+
+def test_matches_are_named_with_id_and_status():
+    assert matches_answer([Match("i", "n", "RUNNING")]) == (
+        b'{"matches":[{"id":"i","name":"n","status":"RUNNING"}]}'
     )

@@ -20,6 +20,7 @@ import errno
 import os
 import stat
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 
 from retort.errors import FileTooLarge, PathRefused
@@ -78,7 +79,7 @@ class _Entry:
     target: bytes = b""
 
 
-class _Source:
+class _Source(ABC):
     """A stream of known size, read in chunks."""
 
     def __init__(self, limits: ArchiveLimits) -> None:
@@ -115,8 +116,9 @@ class _Source:
         if self._pieces is not None:
             self._pieces.close()
 
+    @abstractmethod
     def _stream(self) -> Generator[bytes, None, None]:
-        raise NotImplementedError
+        """Give the bytes of the whole stream, `size` in all."""
 
 
 class SingleFile(_Source):

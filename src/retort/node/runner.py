@@ -123,7 +123,6 @@ class Runner:
             on_limit=self._limit_reached,
         )
         self.usage = Usage()  #: of all steps that ended
-        self.last_used = self._loop.time()  #: when a caller or a program last did something
 
     # --- callers ------------------------------------------------------------------------
 
@@ -139,7 +138,6 @@ class Runner:
 
     def open(self, request: RunRequest) -> LiveRun:
         """Find the run a request is about; start it when it is new, feed it its input."""
-        self.last_used = self._loop.time()
         run = self._runs.get(request.run_id) if request.run_id is not None else None
         if request.mode.starts:
             return run or self._start(request)
@@ -423,7 +421,6 @@ class Runner:
         result = self._stepper.judge(step, end)
         self.usage = self.usage.plus(result.usage)
         run.cpu_us += result.usage.user_us + result.usage.system_us
-        self.last_used = self._loop.time()
         if run.is_ended:  # cancelled meanwhile
             self._begin_next()
             self._later(self._tidy(step.number))

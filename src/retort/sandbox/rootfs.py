@@ -94,11 +94,6 @@ class Base:
         """An empty file, bound over what must not be read."""
         return self.path / "empty"
 
-    @property
-    def empty_folder(self) -> Path:
-        """An empty folder, bound over what must not be listed."""
-        return self.path / "empty.d"
-
 
 @dataclass(frozen=True, slots=True)
 class _Entry:

@@ -11,7 +11,6 @@ import msgspec
 
 from retort.wire.create import parse_name
 from retort.wire.params import Params
-from retort.wire.percent import printable
 from retort.wire.slots import Slots
 from retort.wire.times import format_time
 from retort.wire.versions import STATS_WITH_STATUS_SINCE, ApiVersion
@@ -165,16 +164,6 @@ def parse_destroy(params: Params) -> DestroyRequest:
 def parse_rename(params: Params) -> str:
     """Read a session's new name (specification 7.5)."""
     return parse_name(params)
-
-
-def logs_answer(text: str) -> bytes:
-    """Answer logs (specification 7.7)."""
-    return _encode({"result": {"logs": printable(text)}})
-
-
-def history_answer(times: Mapping[str, datetime]) -> bytes:
-    """Answer status-history: when each status was reached first (specification 7.8)."""
-    return _encode({"result": {name.lower(): format_time(when) for name, when in times.items()}})
 
 
 class Match(msgspec.Struct, frozen=True):
