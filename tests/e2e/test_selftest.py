@@ -50,7 +50,8 @@ def test_every_wall_of_this_host_holds_and_nothing_is_left(temp: Path) -> None:
 
 def is_attack(path: Path) -> bool:
     try:
-        return b"attack-" in path.read_bytes()
+        arguments = path.read_bytes().split(b"\0")
+        return any(argument.rpartition(b"/")[2].startswith(b"attack-") for argument in arguments)
     except OSError:
         return False
 
