@@ -8,7 +8,16 @@ from collections.abc import Sequence
 
 from retort.core.keypair import KeyPair
 from retort.core.session import Session, SessionStatus
-from retort.errors import Conflict, NotFound, SessionNotFound, StoreFault
+from retort.core.vfolder import Invitation, Share, VFolder
+from retort.errors import (
+    Conflict,
+    InvitationNotFound,
+    NotFound,
+    SessionNotFound,
+    StoreFault,
+    VFolderExists,
+    VFolderNotFound,
+)
 
 START = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=dt.UTC)
 
@@ -159,3 +168,127 @@ class MemorySessions(_Memory):
             other.status.is_live and (other.owner, other.name) == key for other in others
         ):
             raise Conflict
+
+
+class MemoryVFolders(_Memory):
+    """A `core.ports.VFolderStore` in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folders: dict[uuid.UUID, VFolder] = {}
+        self._shares: dict[tuple[uuid.UUID, uuid.UUID], Share] = {}
+        self._invitations: dict[uuid.UUID, Invitation] = {}
+
+    async def add(self, folder: VFolder) -> None:
+        self._enter("add")
+        if folder.id in self._folders:
+            raise VFolderExists
+        self._check_name(folder)
+        self._folders[folder.id] = folder
+
+    async def update(self, folder: VFolder) -> None:
+        self._enter("update")
+        if folder.id not in self._folders:
+            raise VFolderNotFound
+        self._check_name(folder)
+        self._folders[folder.id] = folder
+
+    async def remove(self, folder_id: uuid.UUID) -> None:
+        self._enter("remove")
+        if self._folders.pop(folder_id, None) is None:
+            raise VFolderNotFound
+        self._shares = {key: s for key, s in self._shares.items() if s.folder_id != folder_id}
+        self._invitations = {
+            key: made for key, made in self._invitations.items() if made.folder_id != folder_id
+        }
+
+    async def get(self, folder_id: uuid.UUID) -> VFolder | None:
+        self._enter("get")
+        return self._folders.get(folder_id)
+
+    async def all(self) -> Sequence[VFolder]:
+        self._enter("all")
+        return sorted(self._folders.values(), key=lambda folder: (folder.name, folder.id))
+
+    async def visible_to(
+        self, user_id: uuid.UUID, group_id: uuid.UUID
+    ) -> Sequence[tuple[VFolder, Share | None]]:
+        pairs = [(f, self._shares.get((f.id, user_id))) for f in await self.all()]
+        return [
+            (folder, share)
+            for folder, share in pairs
+            if folder.user_id == user_id or folder.group_id == group_id or share
+        ]
+
+    async def put_share(self, share: Share) -> None:
+        self._enter("put_share")
+        if share.folder_id not in self._folders:
+            raise VFolderNotFound
+        self._shares[share.folder_id, share.user_id] = share
+
+    async def remove_share(self, folder_id: uuid.UUID, user_id: uuid.UUID) -> bool:
+        self._enter("remove_share")
+        return self._shares.pop((folder_id, user_id), None) is not None
+
+    async def shares(self, folder_id: uuid.UUID) -> Sequence[Share]:
+        self._enter("shares")
+        found = (share for share in self._shares.values() if share.folder_id == folder_id)
+        return sorted(found, key=lambda share: share.email)
+
+    async def add_invitation(self, invitation: Invitation) -> None:
+        self._enter("add_invitation")
+        if invitation.folder_id not in self._folders:
+            raise VFolderNotFound
+        for known in self._invitations.values():
+            if (known.folder_id, known.invitee_id) == (invitation.folder_id, invitation.invitee_id):
+                raise VFolderExists
+        self._invitations[invitation.id] = invitation
+
+    async def update_invitation(self, invitation: Invitation) -> None:
+        self._enter("update_invitation")
+        if invitation.id not in self._invitations:
+            raise InvitationNotFound
+        self._invitations[invitation.id] = invitation
+
+    async def remove_invitation(self, invitation_id: uuid.UUID) -> None:
+        self._enter("remove_invitation")
+        if self._invitations.pop(invitation_id, None) is None:
+            raise InvitationNotFound
+
+    async def accept_invitation(self, invitation: Invitation) -> None:
+        await self.remove_invitation(invitation.id)
+        await self.put_share(
+            Share(
+                invitation.folder_id,
+                invitation.invitee_id,
+                invitation.invitee,
+                invitation.permission,
+            )
+        )
+
+    async def invitation(self, invitation_id: uuid.UUID) -> Invitation | None:
+        self._enter("invitation")
+        return self._invitations.get(invitation_id)
+
+    async def invitations_to(self, user_id: uuid.UUID) -> Sequence[tuple[Invitation, VFolder]]:
+        return self._invitations_where("invitee_id", user_id)
+
+    async def invitations_by(self, user_id: uuid.UUID) -> Sequence[tuple[Invitation, VFolder]]:
+        return self._invitations_where("inviter_id", user_id)
+
+    def _invitations_where(
+        self, role: str, user_id: uuid.UUID
+    ) -> Sequence[tuple[Invitation, VFolder]]:
+        self._enter("invitations")
+        found = [made for made in self._invitations.values() if getattr(made, role) == user_id]
+        found.sort(key=lambda made: (made.created_at, made.id))
+        return [(made, self._folders[made.folder_id]) for made in found]
+
+    def _check_name(self, folder: VFolder) -> None:
+        for known in self._folders.values():
+            if known.id == folder.id or known.name != folder.name:
+                continue
+            is_same_user = known.user_id is not None and known.user_id == folder.user_id
+            is_same_group = known.group_id is not None and known.group_id == folder.group_id
+            if is_same_user or is_same_group:
+                raise VFolderExists

@@ -180,11 +180,15 @@ class Keys:
     max_memory_bytes: int | None = None
     #: CPUs that one session of a key may ask for; unset: as many as the server gives.
     max_cpus: float | None = None
+    #: Virtual folders of a key's owner.
+    max_vfolders: int = 30
+    #: Bytes that one virtual folder of a key may hold; unset: as much as the disk has.
+    max_vfolder_bytes: int | None = None
 
     @property
     def policy(self) -> KeyPolicy:
         """The same as a value of core."""
-        return KeyPolicy(self.max_sessions, self.rate_limit, self.max_memory_bytes, self.max_cpus)
+        return KeyPolicy(**dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

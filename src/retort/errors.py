@@ -10,8 +10,10 @@ RetortError
 │   ├── NotAuthenticated         (also: AccessKeyUnknown, SignatureMismatch)
 │   ├── NotPermitted             (also: InsufficientPrivilege)
 │   ├── NotFound                 RouteNotFound, SessionNotFound, RunNotFound, ImageNotFound,
-│   │                            PathNotFound, GroupNotFound, MethodNotAllowed
-│   ├── Conflict                 SessionExists, AmbiguousSession
+│   │                            PathNotFound, VFolderNotFound, InvitationNotFound, TaskNotFound,
+│   │                            MethodNotAllowed
+│   ├── Conflict                 SessionExists, AmbiguousSession, VFolderExists, VFolderOperation,
+│   │                            OffsetMismatch
 │   ├── LimitExceeded            QuotaExceeded, RateLimited, ScratchFull
 │   └── Unavailable              NotSupported
 └── Fault                        we or the host broke; logged whole, the caller sees an id
@@ -206,6 +208,27 @@ class PathNotFound(NotFound):
     thing = "file or directory"
 
 
+class VFolderNotFound(NotFound):
+    """No such virtual folder."""
+
+    code = "vfolder-not-found"
+    thing = "virtual folder"
+
+
+class InvitationNotFound(NotFound):
+    """No such invitation."""
+
+    code = "invitation-not-found"
+    thing = "vfolder invitation"
+
+
+class TaskNotFound(NotFound):
+    """No such background task."""
+
+    code = "task-not-found"
+    thing = "background task"
+
+
 class Conflict(RequestError):
     """The request contradicts what exists."""
 
@@ -225,6 +248,24 @@ class AmbiguousSession(Conflict):
     """Too many sessions matched."""
 
     code = "ambiguous-session"
+
+
+class VFolderExists(Conflict):
+    """The virtual folder already exists with the same name."""
+
+    code = "vfolder-exists"
+
+
+class VFolderOperation(Conflict):
+    """Virtual folder operation has failed."""
+
+    code = "vfolder-operation"
+
+
+class OffsetMismatch(Conflict):
+    """The upload goes on at another offset."""
+
+    code = "offset-mismatch"
 
 
 class LimitExceeded(RequestError):

@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.fakes import MemoryKeyPairs, MemorySessions
+from tests.fakes import MemoryKeyPairs, MemorySessions, MemoryVFolders
 
-from retort.core.ports import KeyPairStore, SessionStore
+from retort.core.ports import KeyPairStore, SessionStore, VFolderStore
 from retort.sql.engine import Database, sqlite_url
 from retort.sql.keypairs import SqlKeyPairs
 from retort.sql.migrations import migrate
 from retort.sql.sessions import SqlSessions
+from retort.sql.vfolders import SqlVFolders
 
 
 def _postgres_programs() -> Path | None:
@@ -99,3 +100,13 @@ async def sessions(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     async with _empty_database(request, tmp_path) as database:
         await migrate(database)
         yield SqlSessions(database)
+
+
+@pytest.fixture(params=["memory", *_DATABASES])
+async def vfolders(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[VFolderStore]:
+    if request.param == "memory":
+        yield MemoryVFolders()
+        return
+    async with _empty_database(request, tmp_path) as database:
+        await migrate(database)
+        yield SqlVFolders(database)

@@ -24,7 +24,7 @@ def pair(number: int = 0, **changes: object) -> KeyPair:
         email="ünï@example.org",
         created_at=START + dt.timedelta(microseconds=number),
         is_admin=True,
-        policy=KeyPolicy(7, 8, 2**40, 1.5),
+        policy=KeyPolicy(7, 8, 2**40, 1.5, 9, 2**41),
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 

@@ -15,12 +15,16 @@ class KeyPolicy:
         max_sessions: live sessions (spec 7.1: 412 above it).
         rate_limit: requests in a rolling window of 900 s (spec 4.3).
         max_memory_bytes, max_cpus: of one session; None: as much as the server gives.
+        max_vfolders: virtual folders of its owner (spec 10.2: 412 above it).
+        max_vfolder_bytes: what one of them may hold; None: as much as the disk has.
     """
 
     max_sessions: int = 30
     rate_limit: int = 30_000
     max_memory_bytes: int | None = None
     max_cpus: float | None = None
+    max_vfolders: int = 30
+    max_vfolder_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

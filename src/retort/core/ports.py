@@ -16,6 +16,7 @@ from retort.core.keypair import KeyPair
 from retort.core.limits import Usage
 from retort.core.run import Answer, RunRequest
 from retort.core.session import Session, SessionStatus
+from retort.core.vfolder import Invitation, Share, VFolder
 
 
 class Clock(Protocol):
@@ -89,6 +90,76 @@ class SessionStore(Protocol):
 
     async def forget_ended_before(self, at: dt.datetime) -> int:
         """Delete records of sessions that ended before a time; give their number."""
+        ...
+
+
+class VFolderStore(Protocol):
+    """Records of virtual folders. Every method raises StoreFault when the database fails."""
+
+    async def add(self, folder: VFolder) -> None:
+        """Keep a new folder. Raises VFolderExists when its owner has one of that name."""
+        ...
+
+    async def update(self, folder: VFolder) -> None:
+        """Replace a folder by its id. Raises VFolderNotFound, VFolderExists."""
+        ...
+
+    async def remove(self, folder_id: uuid.UUID) -> None:
+        """Forget a folder, its shares and its invitations. Raises VFolderNotFound."""
+        ...
+
+    async def get(self, folder_id: uuid.UUID) -> VFolder | None:
+        """Find by id."""
+        ...
+
+    async def all(self) -> Sequence[VFolder]:
+        """Give every folder, by name."""
+        ...
+
+    async def visible_to(
+        self, user_id: uuid.UUID, group_id: uuid.UUID
+    ) -> Sequence[tuple[VFolder, Share | None]]:
+        """Give a user's folders, those of the group, and those shared with the user, by name."""
+        ...
+
+    async def put_share(self, share: Share) -> None:
+        """Open a folder for a user, or change the opening. Raises VFolderNotFound."""
+        ...
+
+    async def remove_share(self, folder_id: uuid.UUID, user_id: uuid.UUID) -> bool:
+        """Close a folder to a user; tell whether it was open."""
+        ...
+
+    async def shares(self, folder_id: uuid.UUID) -> Sequence[Share]:
+        """Give everybody a folder is open for, by e-mail."""
+        ...
+
+    async def add_invitation(self, invitation: Invitation) -> None:
+        """Keep an invitation. Raises VFolderExists (invited before), VFolderNotFound."""
+        ...
+
+    async def update_invitation(self, invitation: Invitation) -> None:
+        """Replace an invitation by its id. Raises InvitationNotFound."""
+        ...
+
+    async def remove_invitation(self, invitation_id: uuid.UUID) -> None:
+        """Forget an invitation. Raises InvitationNotFound."""
+        ...
+
+    async def accept_invitation(self, invitation: Invitation) -> None:
+        """Turn an invitation into a share, at once. Raises InvitationNotFound."""
+        ...
+
+    async def invitation(self, invitation_id: uuid.UUID) -> Invitation | None:
+        """Find an invitation by id."""
+        ...
+
+    async def invitations_to(self, user_id: uuid.UUID) -> Sequence[tuple[Invitation, VFolder]]:
+        """Give the invitations for a user with their folders, oldest first."""
+        ...
+
+    async def invitations_by(self, user_id: uuid.UUID) -> Sequence[tuple[Invitation, VFolder]]:
+        """Give the invitations that a user sent, with their folders, oldest first."""
         ...
 
 

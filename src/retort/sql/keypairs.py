@@ -75,6 +75,8 @@ def _to_row(keypair: KeyPair) -> dict[str, Any]:
         "rate_limit": keypair.policy.rate_limit,
         "max_memory_bytes": keypair.policy.max_memory_bytes,
         "max_cpus": keypair.policy.max_cpus,
+        "max_vfolders": keypair.policy.max_vfolders,
+        "max_vfolder_bytes": keypair.policy.max_vfolder_bytes,
     }
 
 
@@ -93,5 +95,7 @@ def _from_row(row: sa.Row[Any]) -> KeyPair:
             rate_limit=row.rate_limit,
             max_memory_bytes=row.max_memory_bytes,
             max_cpus=row.max_cpus,
+            max_vfolders=row.max_vfolders,
+            max_vfolder_bytes=row.max_vfolder_bytes,
         ),
     )

@@ -78,6 +78,8 @@ KEYPAIRS = sa.Table(
     sa.Column("rate_limit", sa.Integer(), nullable=False),
     sa.Column("max_memory_bytes", sa.BigInteger(), nullable=True),
     sa.Column("max_cpus", sa.Float(), nullable=True),
+    sa.Column("max_vfolders", sa.Integer(), nullable=False),
+    sa.Column("max_vfolder_bytes", sa.BigInteger(), nullable=True),
 )
 
 #: Which sessions count as ended; `SessionStatus.is_live` in SQL, as text because an index needs it.
@@ -117,4 +119,55 @@ SESSIONS = sa.Table(
     sa.Index("sessions_by_owner", "owner", "created_at"),
     # The sweep of ended sessions, and the start-up read of live ones.
     sa.Index("sessions_by_status", "status", "terminated_at"),
+)
+
+VFOLDERS = sa.Table(
+    "vfolders",
+    METADATA,
+    sa.Column("id", sa.Uuid(), primary_key=True),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("user_id", sa.Uuid(), nullable=True),
+    sa.Column("group_id", sa.Uuid(), nullable=True),
+    sa.Column("creator", sa.String(320), nullable=False),
+    sa.Column("created_at", Moment(), nullable=False),
+    sa.Column("permission", sa.String(2), nullable=False),
+    sa.Column("usage_mode", sa.String(16), nullable=False),
+    sa.Column("is_cloneable", sa.Boolean(), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("max_bytes", sa.BigInteger(), nullable=True),
+    sa.Column("max_inodes", sa.BigInteger(), nullable=True),
+    # The database decides races for a name; NULLs are all different.
+    sa.Index("vfolders_of_user", "user_id", "name", unique=True),
+    sa.Index("vfolders_of_group", "group_id", "name", unique=True),
+)
+
+VFOLDER_SHARES = sa.Table(
+    "vfolder_shares",
+    METADATA,
+    sa.Column(
+        "folder_id", sa.Uuid(), sa.ForeignKey("vfolders.id", ondelete="CASCADE"), primary_key=True
+    ),
+    sa.Column("user_id", sa.Uuid(), primary_key=True),
+    sa.Column("email", sa.String(320), nullable=False),
+    sa.Column("permission", sa.String(2), nullable=False),
+    sa.Index("vfolder_shares_of_user", "user_id"),
+)
+
+VFOLDER_INVITATIONS = sa.Table(
+    "vfolder_invitations",
+    METADATA,
+    sa.Column("id", sa.Uuid(), primary_key=True),
+    sa.Column(
+        "folder_id", sa.Uuid(), sa.ForeignKey("vfolders.id", ondelete="CASCADE"), nullable=False
+    ),
+    sa.Column("inviter_id", sa.Uuid(), nullable=False),
+    sa.Column("inviter", sa.String(320), nullable=False),
+    sa.Column("invitee_id", sa.Uuid(), nullable=False),
+    sa.Column("invitee", sa.String(320), nullable=False),
+    sa.Column("permission", sa.String(2), nullable=False),
+    sa.Column("created_at", Moment(), nullable=False),
+    sa.Column("modified_at", Moment(), nullable=False),
+    sa.Index("vfolder_invitations_once", "folder_id", "invitee_id", unique=True),
+    sa.Index("vfolder_invitations_to", "invitee_id"),
+    sa.Index("vfolder_invitations_by", "inviter_id"),
 )

@@ -33,6 +33,8 @@ TITLES: Mapping[str, str] = {
     "session-already-exists": (
         "The session already exists but you requested not to reuse existing one."
     ),
+    "vfolder-already-exists": "The virtual folder already exists with the same name.",
+    "vfolder-operation-failed": "Virtual folder operation has failed.",
     "quota-exceeded": "You have reached your resource limit.",
     "rate-limit-exceeded": "You have reached your API query rate limit.",
     "kernel-creation-failed": "Kernel creation has failed.",
@@ -71,6 +73,12 @@ ROWS: Mapping[str, tuple[int, str]] = {
     "image-not-found": (404, "object-not-found"),
     "path-not-found": (404, "object-not-found"),
     "method-not-allowed": (405, "method-not-allowed"),
+    "vfolder-not-found": (404, "object-not-found"),
+    "invitation-not-found": (404, "object-not-found"),
+    "task-not-found": (404, "object-not-found"),
+    "vfolder-exists": (400, "vfolder-already-exists"),
+    "vfolder-operation": (400, "vfolder-operation-failed"),
+    "offset-mismatch": (409, "vfolder-operation-failed"),  # as TUS says
     "conflict": (400, "invalid-api-params"),  # the original knows no 409
     "session-exists": (400, "session-already-exists"),
     "ambiguous-session": (404, "too-many-sessions-matched"),
