@@ -71,6 +71,19 @@ struct filter {
 bool filter_read(struct filter *filter, int fd);	/* false and errno: not a filter */
 bool filter_load(const struct filter *filter);		/* for this process and all it becomes */
 
+/* ---- inodes.c: the one other thing that this program can do ---- */
+
+struct inode_caps {
+	pid_t pid;			/* of the sandbox's init, on the host */
+	int pidfd;
+	uid_t uid;			/* that made the sandbox */
+	char **places;			/* each a mount point and the number of its files */
+	int count;			/* of strings in places */
+};
+bool parse_number(const char *text, long most, long *number);	/* decimal, not negative */
+bool parse_inode_caps(int count, char **arguments, struct inode_caps *caps);
+int cap_inodes(int count, char **arguments);	/* an exit code */
+
 /* ---- exec.c: the standby child, and what it becomes ---- */
 
 /* A page shared with a child until it execs: how far it came. Programs never see it, for

@@ -2,6 +2,7 @@
  * retort-init - pid 1 of a sandbox: starts what the server tells it, reaps, opens files.
  *
  *	retort-init LISTEN_FD [--filter FD] [--home DIR] [--no-openat2]
+ *	retort-init --cap-inodes ...	outside of any sandbox, once for each: inodes.c
  *
  * Theory of operation
  *
@@ -250,6 +251,8 @@ int main(int count, char **arguments)
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	if (prctl(PR_SET_DUMPABLE, 0) < 0)
 		die("PR_SET_DUMPABLE", errno);
+	if (count >= 2 && !strcmp(arguments[1], "--cap-inodes"))
+		return cap_inodes(count - 2, arguments + 2);
 	struct options options = parse_arguments(count, arguments);
 	struct filter filter = { 0 };
 	if (options.filter >= 0 && !filter_read(&filter, options.filter))

@@ -229,8 +229,52 @@ static void last_component_must_be_a_name(void)
 	free(in);
 }
 
+/* ---- --cap-inodes ---- */
+
+static bool parses(int count, const char *const *strings)
+{
+	struct inode_caps caps;
+	char *arguments[8];
+
+	for (int i = 0; i < count; i++)
+		arguments[i] = (char *)strings[i];
+	return parse_inode_caps(count, arguments, &caps);
+}
+
+static void caps_are_taken_apart(void)
+{
+	char *arguments[] = { "17", "5", "4294967294", "/tmp", "9", "/home/work", "100" };
+	struct inode_caps caps;
+
+	expect(parse_inode_caps(7, arguments, &caps));
+	expect(caps.pid == 17 && caps.pidfd == 5 && caps.uid == 4294967294u && caps.count == 4);
+	expect(!strcmp(caps.places[2], "/home/work") && !strcmp(caps.places[3], "100"));
+}
+
+static void caps_that_are_not_numbers_of_places_are_refused(void)
+{
+	expect(parses(5, (const char *[]){ "1", "2", "3", "/tmp", "9" }));
+	expect(!parses(0, NULL));
+	expect(!parses(3, (const char *[]){ "1", "2", "3" }));
+	expect(!parses(4, (const char *[]){ "1", "2", "3", "/tmp" }));
+	expect(!parses(5, (const char *[]){ "1", "2", "3", "tmp", "9" }));
+	/* 0 is no cap at all, and what follows a comma would be another option. */
+	expect(!parses(5, (const char *[]){ "1", "2", "3", "/tmp", "0" }));
+	expect(!parses(5, (const char *[]){ "1", "2", "3", "/tmp", "00" }));
+	expect(!parses(5, (const char *[]){ "1", "2", "3", "/tmp", "9,size=1g" }));
+	expect(!parses(5, (const char *[]){ "1", "2", "3", "/tmp", "9k" }));
+	expect(!parses(5, (const char *[]){ "1", "2", "3", "/tmp", "99999999999999999999" }));
+	expect(!parses(5, (const char *[]){ "1", "2", "4294967295", "/tmp", "9" }));
+	expect(!parses(5, (const char *[]){ "1", "-2", "3", "/tmp", "9" }));
+	expect(!parses(5, (const char *[]){ "2147483648", "2", "3", "/tmp", "9" }));
+	expect(!parses(5, (const char *[]){ " 1", "2", "3", "/tmp", "9" }));
+	expect(!parses(5, (const char *[]){ "", "2", "3", "/tmp", "9" }));
+}
+
 int main(void)
 {
+	caps_are_taken_apart();
+	caps_that_are_not_numbers_of_places_are_refused();
 	strings_are_taken_one_by_one();
 	string_without_end_is_a_mistake();
 	after_a_mistake_nothing_is_taken();

@@ -118,6 +118,10 @@ class Sandbox:
     tmp_bytes: int = 64 * MIB
     #: Bytes of /dev/shm.
     shm_bytes: int = 64 * MIB
+    #: Files and folders in /home/work.
+    scratch_inodes: int = 131_072
+    #: Files and folders in each of /tmp, /var/tmp and /dev/shm.
+    tmp_inodes: int = 16_384
     #: Bytes of memory of a session that does not name its `mem` slot.
     memory_bytes: int = 2048 * MIB
     #: CPUs of a session that does not name its `cpu` slot.

@@ -179,7 +179,7 @@ async def test_walls_say_what_was_enforced(
     walls = (await verdict(api, name, exec="true"))["walls"]
     assert set(walls) == {
         *("namespaces", "seccomp", "uid", "network"),
-        *("memory", "processes", "cpu", "cpuTime"),
+        *("memory", "inodes", "processes", "cpu", "cpuTime"),
     }
     assert walls["network"] == "loopback"
     assert walls["seccomp"] == "deny-list"

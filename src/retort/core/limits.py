@@ -15,6 +15,8 @@ class Limits:
         scratch_bytes: `/home/work`, a tmpfs.
         tmp_bytes: `/tmp` and `/var/tmp`, each.
         shm_bytes: `/dev/shm`.
+        scratch_inodes: files and folders in `/home/work`.
+        tmp_inodes: in each of `/tmp`, `/var/tmp` and `/dev/shm`.
         memory_bytes, cpus: the session's slots (spec 5.9).
         processes: RLIMIT_NPROC of a step.
         open_files: RLIMIT_NOFILE of a step.
@@ -25,6 +27,8 @@ class Limits:
     scratch_bytes: int = 512 * MIB
     tmp_bytes: int = 64 * MIB
     shm_bytes: int = 64 * MIB
+    scratch_inodes: int = 131_072
+    tmp_inodes: int = 16_384
     memory_bytes: int = 2048 * MIB
     cpus: float = 1.0
     processes: int = 1024

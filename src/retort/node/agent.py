@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import os
 import resource
 import shutil
@@ -31,6 +32,7 @@ from retort.node.runner import Runner, RunSettings
 from retort.node.watched_run import WatchedRun
 from retort.sandbox.host_uids import HostUids
 from retort.sandbox.init import InitClient
+from retort.sandbox.inodes import cap_inodes
 from retort.sandbox.launcher import Launcher, Sandbox
 from retort.sandbox.view import SandboxSpec
 
@@ -40,6 +42,7 @@ CONNECT_S = 10.0
 SWEEP_S = 30.0  # how often ended runs that nobody fetched are looked for
 BOOTSTRAP_S = 300.0
 NPROC_MARGIN = 128  # between the group's limit of processes and the second wall, RLIMIT_NPROC
+INODE_SHARE_BYTES = 16 * 1024  # of the memory for each file: an empty one costs 1 KiB and more
 RESTART_S = 10.0  # a process that outlives its SIGKILL for so long sits in the kernel
 
 
@@ -112,7 +115,13 @@ class LocalNode:
                 timeout_s=CONNECT_S,
                 on_lost=lambda exc: self._lost(session.id, exc),
             )
-            place = await self._places.make(str(session.id), session.limits, sandbox.pid, client)
+            place = await self._places.make(
+                str(session.id),
+                session.limits,
+                sandbox.pid,
+                client,
+                functools.partial(cap_inodes, self._launcher, sandbox, spec),
+            )
         except BaseException:
             if client is not None:
                 client.close()
@@ -297,6 +306,8 @@ def _spec(session: Session, host_uid: int | None, *, shares_network: bool) -> Sa
         scratch_bytes=min(limits.scratch_bytes, half),
         tmp_bytes=min(limits.tmp_bytes, part),
         shm_bytes=min(limits.shm_bytes, part),
+        scratch_inodes=min(limits.scratch_inodes, limits.memory_bytes // INODE_SHARE_BYTES),
+        tmp_inodes=min(limits.tmp_inodes, limits.memory_bytes // (8 * INODE_SHARE_BYTES)),
         host_uid=host_uid,
         shares_network=shares_network,
     )

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
@@ -41,11 +41,12 @@ class Place:
 
     @property
     def is_scratch_full(self) -> bool:
-        """Whether the session's files fill their space."""
+        """Whether the session's files fill their space, or are as many as they may be."""
         if self.scratch < 0:
             return False
         try:
-            return os.fstatvfs(self.scratch).f_bavail == 0
+            left = os.fstatvfs(self.scratch)
+            return left.f_bavail == 0 or left.f_favail == 0
         except OSError:
             return False
 
@@ -56,11 +57,15 @@ class Places:
     Args:
         groups: this server's subtree of control groups.
         walls: what stands around every session of this server, besides its group.
+        caps_inodes: this host can cap the files of a sandbox by number (sandbox/inodes.py).
     """
 
-    def __init__(self, groups: Groups, walls: Mapping[str, str]) -> None:
+    def __init__(
+        self, groups: Groups, walls: Mapping[str, str], *, caps_inodes: bool = False
+    ) -> None:
         self._groups = groups
-        self._walls = {**walls, **walls_of(groups)}
+        self._walls = {**walls, **walls_of(groups, caps_inodes=caps_inodes)}
+        self._caps_inodes = caps_inodes
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="retort-cgroup")
 
     def close(self) -> None:
@@ -68,11 +73,21 @@ class Places:
         self._threads.shutdown(wait=True)
         self._groups.close()
 
-    async def make(self, name: str, limits: Limits, init_pid: int, client: InitClient) -> Place:
+    async def make(
+        self,
+        name: str,
+        limits: Limits,
+        init_pid: int,
+        client: InitClient,
+        cap_inodes: Callable[[], Awaitable[None]],
+    ) -> Place:
         """Make the place of a session whose init runs.
 
-        Init is moved into its group in the background; `Place.placed` tells when it is there and
-        its first standby child stands ready.
+        In the background init is moved into its group, and its files are capped by number;
+        `Place.placed` tells when that is done and its first standby child stands ready.
+
+        Args:
+            cap_inodes: called where this host can.
 
         Raises:
             SandboxFault: the group cannot be made.
@@ -85,7 +100,7 @@ class Places:
             if group is not None:
                 group.remove()
             raise SandboxFault("scratch", str(exc)) from exc
-        placed = asyncio.ensure_future(self._put(group, init_pid, client))
+        placed = asyncio.ensure_future(self._put(group, init_pid, client, cap_inodes))
         placed.add_done_callback(_retrieve)
         return Place(group, placed, scratch, self._walls)
 
@@ -100,10 +115,24 @@ class Places:
             if not await loop.run_in_executor(self._threads, place.group.remove):
                 log.warning("cgroup.left", group=repr(place.group))
 
-    async def _put(self, group: SessionGroup | None, pid: int, client: InitClient) -> None:
+    async def _put(
+        self,
+        group: SessionGroup | None,
+        pid: int,
+        client: InitClient,
+        cap_inodes: Callable[[], Awaitable[None]],
+    ) -> None:
+        moving: asyncio.Future[None] | None = None
         if group is not None:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._threads, group.add, pid)
+            moving = loop.run_in_executor(self._threads, group.add, pid)
+        try:
+            if self._caps_inodes:
+                await cap_inodes()
+        finally:
+            if moving is not None:
+                await moving
+        if group is not None:
             group.take()
         # A standby is an optimisation: without one, init makes it when it is needed.
         with contextlib.suppress(OSError):
@@ -120,12 +149,14 @@ def counts_by_namespace() -> bool:
     return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (5, 14)
 
 
-def walls_of(groups: Groups) -> dict[str, str]:
+def walls_of(groups: Groups, *, caps_inodes: bool) -> dict[str, str]:
     """Say which resources a host caps for a session as a whole, and by what."""
     by = f"cgroup-{groups.mode.value}" if groups.mode is not Mode.NONE else "none"
     rlimit = "rlimit" if os.geteuid() == 0 or counts_by_namespace() else "none"
     return {
         "memory": by,
+        # Without a number of their own, files still count as memory where that is counted.
+        "inodes": "tmpfs" if caps_inodes else "memory" if by != "none" else "none",
         "processes": by if by != "none" else rlimit,
         "cpu": by if "cpu" in groups.controllers else "none",
         "cpuTime": by if "cpuacct" in groups.controllers else "rlimit",

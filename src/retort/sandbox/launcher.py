@@ -118,6 +118,7 @@ class Launcher:
             the server forks whole to do so, which costs 3 ms more at 200 MB of memory.
         system: mounts of `/usr`, `/bin`, `/lib` ... look on this host; found when left out.
         seccomp: the system call filter of programs (sandbox/seccomp.py); without it they make any.
+        helper: our init program, to be run outside; the base's when left out.
     """
 
     def __init__(
@@ -128,11 +129,13 @@ class Launcher:
         setpriv: Path | None = Path("/usr/bin/setpriv"),
         system: Sequence[str] | None = None,
         seccomp: bytes | None = None,
+        helper: Path | None = None,
     ) -> None:
         self._filter = -1 if seccomp is None else _sealed(seccomp)
         self._bwrap = bwrap
         self._setpriv = setpriv if setpriv is not None and setpriv.exists() else None
         self._base = base
+        self._helper = helper or base.init
         self._system = system_mounts() if system is None else tuple(system)
         self._masks = tuple(masks_of(base))
         self._is_root = os.geteuid() == 0
@@ -181,6 +184,29 @@ class Launcher:
             raise
         finally:
             spawned.close()
+
+    async def run_helper(self, sandbox: Sandbox, argv: Sequence[str]) -> tuple[int, str]:
+        """Run our init program outside, to work on a sandbox, until it ends.
+
+        Args:
+            argv: its arguments; "{pidfd}" becomes the number of a descriptor of the sandbox's init.
+
+        Returns:
+            Its exit code, and what it said on stderr.
+
+        Raises:
+            OSError, subprocess.SubprocessError: it cannot be started, or the sandbox has ended.
+        """
+        loop = asyncio.get_running_loop()
+        pidfd = os.dup(sandbox.pidfd)  # the sandbox may be killed, and its own closed, meanwhile
+        spawning = loop.run_in_executor(self._spawner, _spawn_helper, self._helper, pidfd, argv)
+        spawning.add_done_callback(lambda _: os.close(pidfd))
+        helper = await spawning
+        try:
+            await _readable(helper.ended)
+            return helper.process.wait(), helper.said()
+        finally:
+            helper.close()
 
     async def kill(self, sandbox: Sandbox) -> None:
         """End a sandbox: SIGKILL to its init takes every process inside along.
@@ -300,6 +326,40 @@ class Launcher:
         """Turn what bubblewrap said into a fault."""
         text = (await _read_all(spawned.complaint)).decode("utf-8", "replace").strip()
         return SandboxFault("launch", text or f"{self._bwrap}: ended without a word")
+
+
+class _Helper(NamedTuple):
+    """A process of ours outside of any sandbox."""
+
+    process: subprocess.Popen[bytes]
+    ended: int  #: a pidfd of it
+
+    def said(self) -> str:
+        """Give what it wrote to stderr, once it has ended."""
+        assert self.process.stderr is not None
+        return self.process.stderr.read(MESSAGE_BYTES).decode("utf-8", "replace").strip()
+
+    def close(self) -> None:
+        """End it, if it has not, and let go of it."""
+        self.process.kill()
+        self.process.wait()
+        os.close(self.ended)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+def _spawn_helper(program: Path, pidfd: int, argv: Sequence[str]) -> _Helper:
+    """Run our init program outside (in the spawner thread)."""
+    process = subprocess.Popen(
+        [str(program), *(word.replace("{pidfd}", str(pidfd)) for word in argv)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd="/",
+        env={},
+        pass_fds=(pidfd,),
+    )
+    return _Helper(process, os.pidfd_open(process.pid))
 
 
 def _sealed(content: bytes) -> int:

@@ -47,6 +47,7 @@ class HostFacts:
         cgroup_mode: what a server started as this process was gets; NONE until `with_groups`.
         cgroup_controllers: those that it uses.
         cgroup_problem: why there are none.
+        inode_problem: why files cannot be capped by number; None if they can (inodes.py tries it).
         memory_bytes, cores: of the host, as this process may use them.
         tools: paths of programs that default commands use, by name.
         core_pattern: of the host kernel; a leading "|" starts a program for each core dump.
@@ -72,6 +73,7 @@ class HostFacts:
     cgroup_mode: Mode = Mode.NONE
     cgroup_controllers: tuple[str, ...] = ()
     cgroup_problem: str = ""
+    inode_problem: str | None = "not tried"
 
     @property
     def can_sandbox(self) -> bool:
@@ -168,6 +170,7 @@ def advice(facts: HostFacts) -> list[Finding]:
         *_walls_of_bubblewrap(facts),
         _own_uids(facts),
         _paths(facts),
+        _inodes(facts),
         *_groups(facts),
         _seccomp(facts),
         _core_dumps(facts),
@@ -255,13 +258,22 @@ def _paths(facts: HostFacts) -> Finding:
     )
 
 
+def _inodes(facts: HostFacts) -> Finding:
+    wall = "inode limit"
+    if facts.inode_problem is None:
+        return Finding(wall, State.ENFORCED, "Each writable place holds a fixed number of files.")
+    why = f"Files are not capped by number: {facts.inode_problem}."
+    if "memory" in facts.cgroup_controllers:
+        return Finding(wall, State.ENFORCED, f"{why} They count as memory of their session.")
+    return Finding(wall, State.MISSING, why, _remedy(facts))
+
+
 def _groups(facts: HostFacts) -> Iterable[Finding]:
     """Judge what control groups cap and count."""
     by = f"by control groups ({facts.cgroup_mode.value})"
     why_not = f"No control group for it: {facts.cgroup_problem or 'its controller is missing'}."
     walls = {
         "memory limit": ("memory", f"Of a session, {by}; a verdict names it."),
-        "inode limit": ("memory", "Files, also empty ones, count as memory of their session."),
         "process limit": ("pids", f"Of a session, {by}; a verdict names it."),
         "cpu limit": ("cpu", f"Of a session, {by}."),
         "cpu time": ("cpuacct", f"Counted over all processes of a step, {by}."),

@@ -59,6 +59,8 @@ class SandboxSpec:
         scratch_bytes: size of the tmpfs at `/home/work`; whole pages, memory of the host.
         tmp_bytes: size of each of `/tmp` and `/var/tmp`.
         shm_bytes: size of `/dev/shm`.
+        scratch_inodes: files and folders in `/home/work`; set by inodes.py, as bubblewrap cannot.
+        tmp_inodes: in each of `/tmp`, `/var/tmp` and `/dev/shm`.
         mounts: folders of the host, mounted last, in this order.
         host_uid: the kernel's uid (and gid) of everything inside; a must for a server that is
             root, and impossible for any other, whose sandboxes have its own uid.
@@ -69,6 +71,8 @@ class SandboxSpec:
     scratch_bytes: int = 1024 * MIB
     tmp_bytes: int = 64 * MIB
     shm_bytes: int = 64 * MIB
+    scratch_inodes: int = 131_072
+    tmp_inodes: int = 16_384
     mounts: tuple[Mount, ...] = ()
     host_uid: int | None = None
     shares_network: bool = False
@@ -132,6 +136,12 @@ def view(
         *("--", INIT, str(handed.listener)),
         *(("--filter", str(handed.filter)) if handed.filter >= 0 else ()),
     ]
+
+
+def inode_caps(spec: SandboxSpec) -> list[tuple[str, int]]:
+    """Say how many files each writable place may hold, its own folder included."""
+    small = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - mount points
+    return [(HOME, spec.scratch_inodes), *((place, spec.tmp_inodes) for place in small)]
 
 
 def system_mounts(root: Path = Path("/")) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 
+import structlog
 from aiohttp import web
 
 from retort.api.about import AboutRoutes
@@ -40,6 +41,7 @@ from retort.placement.local import LocalPlacement, machine_memory_bytes
 from retort.sandbox.cgroup import find
 from retort.sandbox.host_uids import HostUids
 from retort.sandbox.images import host_catalogue
+from retort.sandbox.inodes import why_uncapped
 from retort.sandbox.launcher import Launcher
 from retort.sandbox.rootfs import build
 from retort.sandbox.seccomp import compile_filter, is_available
@@ -53,6 +55,8 @@ from retort.sql.migrations import migrate
 from retort.sql.sessions import SqlSessions
 from retort.wiring.host import init_program
 from retort.wiring.store import SystemClock, open_database
+
+log = structlog.get_logger()
 
 KEYS_REFRESH_S = 3.0  # a key revoked by another process is refused at the latest after this
 RECORDS_SWEEP_S = 3600.0
@@ -188,6 +192,9 @@ async def _local_node(
     await end_leftovers(launcher, folder)
     await asyncio.to_thread(groups.sweep)
     is_root = os.geteuid() == 0
+    trial_uid = config.sandbox.host_uid_first if is_root else None
+    if (why := await why_uncapped(launcher, folder / "trial", trial_uid)) is not None:
+        log.warning("inodes.uncapped", reason=why)
     sandbox, http, runs = config.sandbox, config.http, config.runs
     return LocalNode(
         launcher,
@@ -208,7 +215,9 @@ async def _local_node(
             max_part_bytes=http.download_part_bytes,
         ),
         flush_s=runs.flush_s,
-        places=Places(groups, _walls(config, has_filter=seccomp is not None)),
+        places=Places(
+            groups, _walls(config, has_filter=seccomp is not None), caps_inodes=why is None
+        ),
         shares_network=sandbox.network == "host",
         on_lost=on_lost,
     )

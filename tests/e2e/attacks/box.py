@@ -114,6 +114,10 @@ class Box:
         if self.walls[wall] == "none":
             pytest.skip(f"this host does not limit {wall} (docs/threat-model.md)")
 
+    def needs_inodes(self) -> None:
+        if self.walls["inodes"] != "tmpfs":
+            pytest.skip(f"this host caps files by: {self.walls['inodes']}")
+
     def needs_groups(self) -> None:
         self.needs("memory")
 

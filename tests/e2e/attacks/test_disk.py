@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from .box import FILE, MIB, SCRATCH, Box, outside
+from .box import FILE, MIB, SCRATCH, Box, outside, outside_c
 from .conftest import NewBox
 
 pytestmark = pytest.mark.slow
@@ -87,7 +87,8 @@ FILES = """
 int main(void) {
     long made = 0, wanted = %d;
     char name[32];
-    mkdir("many", 0755);
+    if (chdir("%s") < 0 || mkdir("many", 0755) < 0)
+        return 2;
     for (; made < wanted; made++) {
         snprintf(name, sizeof(name), "many/%%ld", made);
         int fd = open(name, O_CREAT | O_WRONLY, 0600);
@@ -101,25 +102,70 @@ int main(void) {
 """
 
 
-async def test_empty_files_are_capped_by_memory(new_box: NewBox) -> None:
+@pytest.mark.parametrize("place", ["/home/work", "/tmp", "/var/tmp", "/dev/shm"])
+async def test_empty_files_are_capped_by_number(
+    new_box: NewBox, tmp_path: Path, place: str
+) -> None:
     box = await new_box(mem=64 * MIB)
-    box.needs_groups()
-    ended = await box.c(FILES % 200_000)
-    assert ended.answer["outcome"] == "out-of-memory", ended
-    # No process holds this memory, so that the host kernel may come to choose init: then the
-    # session is gone. That is the program's doing and never called a failure of ours.
+    box.needs_inodes()
+    assert outside_c(FILES % (20_000, tmp_path)).stdout == "20000\n"  # control
+    ended = await box.c(FILES % (20_000, place))
+    share = 16 * 1024 if place == "/home/work" else 8 * 16 * 1024
+    room = 64 * MIB // share - int(ended.out)
+    assert 2 <= room <= 12, ended  # the folders, the program itself and what it was compiled from
+    assert ended.told[1] == 1
+    # Of the places only the home gives a verdict of its own; /tmp may be full for a good reason.
+    assert ended.answer["outcome"] == ("disk-full" if place == "/home/work" else "exited")
+    assert (await box.sh(f"rm -r {place}/many")).told == ("exited", 0, None)
+    await box.works()
+
+
+LONG_NAMES = """
+place_of = lambda n: ["/home/work", "/tmp", "/var/tmp", "/dev/shm"][n]
+made = 0
+for n in range(4):
+    os.chdir(place_of(n))
     try:
-        after = await box.sh("echo fine")
-    except AssertionError as gone:
-        assert "No such session" in str(gone)  # noqa: PT017 - it may, it need not
-    else:
-        assert after.answer["outcome"] in ("exited", "out-of-memory"), after
+        for number in range(1 << 20):
+            os.close(os.open(f"{number:0255}", os.O_CREAT | os.O_WRONLY))
+            made += 1
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+    try:
+        with open(next(os.scandir()).name, "wb", 0) as file:
+            while True: file.write(bytes(1 << 20))
+    except OSError as error:
+        assert error.errno in (errno.ENOSPC, errno.EFBIG), error
+print(made)
+sys.exit(1)
+"""
+
+
+async def test_places_full_of_names_and_bytes_leave_memory_for_the_session(
+    new_box: NewBox,
+) -> None:
+    box = await new_box(mem=128 * MIB)
+    box.needs_inodes()
+    ended = await box.python("import signal; signal.signal(25, 1)\n" + LONG_NAMES)
+    assert ended.told == ("disk-full", 1, None), ended
+    assert 9000 < int(ended.out) < 12000
+    assert (await box.sh("echo fine")).out == "fine\n"
+    assert (await box.sh("find ~ /tmp /var/tmp /dev/shm -type f -delete")).told[1] == 0
+    await box.works()
+
+
+async def test_where_files_are_not_capped_by_number_they_are_by_memory(new_box: NewBox) -> None:
+    box = await new_box(mem=64 * MIB)
+    if box.walls["inodes"] != "memory":
+        pytest.skip(f"here files are capped by: {box.walls['inodes']}")
+    ended = await box.c(FILES % (200_000, "."))
+    assert ended.answer["outcome"] == "out-of-memory", ended
     await (await new_box()).works()
 
 
 async def test_a_listing_is_bounded(new_box: NewBox) -> None:
-    box = await new_box(mem=512 * MIB)
-    ended = await box.c(FILES % 100_001)
+    box = await new_box(mem=2048 * MIB)  # with less it may not hold so many files
+    ended = await box.c(FILES % (100_001, "."))
     assert ended.told == ("exited", 0, None)
     begun = time.monotonic()
     entries, is_cut = await listing(box, "many")
@@ -134,8 +180,10 @@ async def test_a_listing_is_bounded(new_box: NewBox) -> None:
 @pytest.mark.skipif("RETORT_LONG" not in os.environ, reason="half a minute; set RETORT_LONG=1")
 async def test_a_million_empty_files_change_nothing_outside(new_box: NewBox) -> None:
     box = await new_box(mem=2048 * MIB)
-    ended = await box.c(FILES % 1_000_000)
-    assert ended.answer["outcome"] in ("exited", "out-of-memory"), ended
+    ended = await box.c(FILES % (1_000_000, "."))
+    is_capped = box.walls["inodes"] == "tmpfs"
+    assert ended.answer["outcome"] in ("exited", "out-of-memory", "disk-full"), ended
+    assert (ended.answer["outcome"] == "disk-full") == is_capped, ended
     entries, is_cut = await listing(box, "many")
     assert (len(entries), is_cut) == (100_000, True)
     await box.works()

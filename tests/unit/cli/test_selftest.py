@@ -21,7 +21,8 @@ from retort.core.run import Outcome, Stop
 from retort.errors import SandboxFault
 
 WALLS = dict.fromkeys(
-    ("namespaces", "seccomp", "uid", "network", "memory", "processes", "cpu", "cpuTime"), "x"
+    ("namespaces", "seccomp", "uid", "network", "memory", "inodes", "processes", "cpu", "cpuTime"),
+    "x",
 )
 
 

@@ -38,6 +38,7 @@ def facts() -> HostFacts:
         landlock_abi=3,
         cgroup_mode=Mode.V2,
         cgroup_controllers=("cpu", "cpuacct", "memory", "pids"),
+        inode_problem=None,
         memory_bytes=2**30,
         cores=2,
         tools=dict.fromkeys(module.TOOLS, "/usr/bin/x"),
@@ -86,9 +87,7 @@ def test_every_missing_wall_has_a_command(facts: HostFacts) -> None:
     assert all(finding.command for finding in missing)
 
 
-@pytest.mark.parametrize(
-    "wall", ["memory limit", "inode limit", "process limit", "cpu limit", "cpu time"]
-)
+@pytest.mark.parametrize("wall", ["memory limit", "process limit", "cpu limit", "cpu time"])
 def test_without_control_groups_a_limit_is_missing_and_why(facts: HostFacts, wall: str) -> None:
     assert found(facts, wall).state is State.ENFORCED
     none: dict[str, object] = {
@@ -102,6 +101,18 @@ def test_without_control_groups_a_limit_is_missing_and_why(facts: HostFacts, wal
     assert finding.state is State.MISSING
     assert "no v2 hierarchy" in finding.why
     assert "Delegate=yes" in finding.command
+
+
+def test_files_are_capped_by_number_or_by_memory_or_not_at_all(facts: HostFacts) -> None:
+    assert "fixed number" in found(facts, "inode limit").why
+    no: dict[str, object] = {"inode_problem": "namespaces of the sandbox: Permission denied"}
+    finding = found(facts, "inode limit", **no)
+    assert finding.state is State.ENFORCED
+    assert "Permission denied" in finding.why
+    assert "count as memory" in finding.why
+    finding = found(facts, "inode limit", cgroup_controllers=("pids",), **no)
+    assert finding.state is State.MISSING
+    assert finding.command
 
 
 @pytest.mark.parametrize(
