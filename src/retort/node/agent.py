@@ -24,7 +24,7 @@ from retort.core.image import Catalogue, Image, environment
 from retort.core.limits import Limits, Usage
 from retort.core.run import Answer, Mode, RunRequest
 from retort.core.session import Session
-from retort.errors import SandboxFault, SessionNotFound
+from retort.errors import RunNotFound, SandboxFault, SessionNotFound
 from retort.node.files import FileLimits, SessionFiles
 from retort.node.leftovers import remember
 from retort.node.places import Place, Places, counts_by_namespace
@@ -43,6 +43,7 @@ SWEEP_S = 30.0  # how often ended runs that nobody fetched are looked for
 BOOTSTRAP_S = 300.0
 NPROC_MARGIN = 128  # between the group's limit of processes and the second wall, RLIMIT_NPROC
 INODE_SHARE_BYTES = 16 * 1024  # of the memory for each file: an empty one costs 1 KiB and more
+MAX_FALLEN = 64  # lost sessions whose last answers are kept
 RESTART_S = 10.0  # a process that outlives its SIGKILL for so long sits in the kernel
 
 
@@ -95,6 +96,7 @@ class LocalNode:
         self._shares_network = shares_network
         self._on_lost = on_lost
         self._held: dict[uuid.UUID, _Held] = {}
+        self._fallen: dict[uuid.UUID, Runner] = {}  # of lost sessions, the oldest first
         self._clearing: set[asyncio.Task[None]] = set()  # what is left of lost sessions
 
     # --- sessions -----------------------------------------------------------------------
@@ -154,9 +156,9 @@ class LocalNode:
         """Kill every process of a session; its files are its sandbox's and stay."""
         held = self._find(session_id)
         held.runner.cancel_all()
-        held.runner.end_background()
         try:
             async with asyncio.timeout(RESTART_S):
+                await held.runner.end_background()
                 await held.runner.settled()
         except TimeoutError:
             raise SandboxFault("restart", "a process of the session does not die") from None
@@ -185,17 +187,28 @@ class LocalNode:
             await asyncio.sleep(SWEEP_S)
             for held in list(self._held.values()):
                 held.runner.forget_old()
+            for session_id, runner in list(self._fallen.items()):
+                runner.forget_old()
+                if not runner.has_answers:
+                    del self._fallen[session_id]
 
     # --- runs ---------------------------------------------------------------------------
 
     async def execute(self, session_id: uuid.UUID, request: RunRequest, wait_s: float) -> Answer:
         """Start, continue or feed a run; see `ports.Node`."""
-        return await self._find(session_id).runner.execute(request, wait_s)
+        fallen = self._fallen.get(session_id)
+        if fallen is None or request.mode.starts:
+            return await self._find(session_id).runner.execute(request, wait_s)
+        try:  # what its runs still have to say is told; then it is gone
+            return await fallen.execute(request, wait_s)
+        except RunNotFound:
+            raise SessionNotFound from None
 
     async def undeliver(self, session_id: uuid.UUID, answer: Answer) -> None:
         """Put an answer back that could not be written."""
-        if held := self._held.get(session_id):
-            held.runner.undeliver(answer)
+        held = self._held.get(session_id)
+        if runner := held.runner if held else self._fallen.get(session_id):
+            runner.undeliver(answer)
 
     async def stream(self, session_id: uuid.UUID, request: RunRequest) -> WatchedRun:
         """Start a run and watch it."""
@@ -274,6 +287,9 @@ class LocalNode:
         reason = str(exc) if exc else "init ended"
         held.runner.broken(reason)
         del self._held[session_id]
+        self._fallen[session_id] = held.runner
+        if len(self._fallen) > MAX_FALLEN:
+            del self._fallen[next(iter(self._fallen))]
         self._on_lost(session_id, reason)  # at once: its name must not lead to a dead session
         clearing = self._clear(held.sandbox, held.sandbox.folder, held.host_uid, held.place)
         task = asyncio.ensure_future(clearing)

@@ -19,6 +19,7 @@ from retort.core.run import (
     RunState,
     Stage,
     Status,
+    StepResult,
 )
 from retort.errors import RunNotFound
 
@@ -35,6 +36,7 @@ class LiveRun:
         last_call: when a caller last asked, by the loop's clock, in seconds.
         is_gone: its last answer was taken.
         is_abandoned: its only watcher went away; no further step starts.
+        decided: how its last step ended, from that moment on.
         cpu_us: what its ended steps used, for its limit.
     """
 
@@ -53,6 +55,7 @@ class LiveRun:
         self.limits = limits or RunLimits()
         self.keeps_background = keeps_background
         self.cpu_us = 0
+        self.decided: StepResult | None = None
         self._walls = walls
         self.console = Console(output_chars)
         self.is_blocked = False

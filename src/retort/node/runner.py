@@ -58,6 +58,7 @@ from retort.sandbox.step_values import Started, StepExit, StepNotStarted
 log = structlog.get_logger()
 
 HOME = b"/home/work"
+DYING_S = 0.002  # between looks at processes that were killed
 ABANDON_S = 5.0  # between SIGINT and SIGKILL for a program whose watcher is gone
 
 
@@ -228,11 +229,15 @@ class Runner:
         for run in self._take_all():
             self._advance(run, Cancelled())
 
-    def end_background(self) -> None:
-        """Kill what earlier runs were asked to leave running."""
-        if self._stepper.keeps_background:
-            self._stepper.keeps_background = False
-            self._kill(0, signal.SIGKILL, Scope.EVERYTHING)
+    async def end_background(self) -> None:
+        """Kill what earlier runs were asked to leave running, and wait until it is dead."""
+        if not self._stepper.keeps_background:
+            return
+        self._stepper.keeps_background = False
+        with contextlib.suppress(SandboxFault, OSError):  # the last says: nobody is there
+            while True:
+                await self._client.kill(0, signal.SIGKILL, Scope.EVERYTHING)
+                await asyncio.sleep(DYING_S)
 
     async def settled(self) -> None:
         """Wait until no program of this session is left."""
@@ -250,7 +255,8 @@ class Runner:
         failed = self._stepper.failed()
         for run in self._take_all():
             is_queued = run.state.stage is Stage.QUEUED
-            self._advance(run, Cancelled() if is_queued else StepEnded(failed))
+            end = StepEnded(run.decided or failed)  # decided: only its files were still looked for
+            self._advance(run, Cancelled() if is_queued else end)
 
     def _take_all(self) -> list[LiveRun]:
         queued, self._queue = list(self._queue), collections.deque()
@@ -261,6 +267,11 @@ class Runner:
         oldest = self._loop.time() - self._settings.forget_s
         for run in [r for r in self._runs.values() if r.is_ended and r.last_call < oldest]:
             del self._runs[run.run_id]
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether a caller may still come for an answer."""
+        return bool(self._runs)
 
     @property
     def is_busy(self) -> bool:
@@ -431,6 +442,7 @@ class Runner:
         if following.stage is Stage.ENDED:
             if run.deadline is not None:
                 run.deadline.cancel()  # it ended in time; only our reading of files follows
+            run.decided = result
             self._later(self._end_run(run, step.number, result))
         else:
             self._advance(run, StepEnded(result))

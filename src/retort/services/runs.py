@@ -8,6 +8,7 @@ from retort.core.keypair import KeyPair
 from retort.core.ports import Placement, RunStream
 from retort.core.run import Answer, RunRequest
 from retort.core.session import Session
+from retort.errors import SessionNotFound
 from retort.services.sessions import SessionService
 
 
@@ -33,7 +34,14 @@ class RunService:
             RunNotFound: the call continues a run that is not there (R3).
             LimitExceeded: too many runs wait, or too much input.
         """
-        session = await self._sessions.running(owner, ref)
+        try:
+            session = await self._sessions.running(owner, ref)
+        except SessionNotFound:
+            # Whoever waits for a run's end shall hear it, also when the session ended with it.
+            fallen = None if request.mode.starts else self._sessions.fallen(owner, ref)
+            if fallen is None:
+                raise
+            session = fallen
         if request.mode.starts:
             self._sessions.count_run(session)
         node = self._placement.node_of(session.id)

@@ -31,6 +31,8 @@ log = structlog.get_logger()
 
 N = TypeVar("N", int, float)
 
+MAX_FALLEN = 64  # lost sessions that are still known by name, for the last answers of their runs
+
 MAX_ENVIRON_BYTES = 8 * 1024  # with a command it fits one message to init (64 KiB)
 
 
@@ -56,6 +58,7 @@ class SessionService:
         self._limits = limits
         self._live: dict[uuid.UUID, Session] = {}
         self._names: dict[tuple[str, str], uuid.UUID] = {}
+        self._fallen: dict[uuid.UUID, Session] = {}  # lost, the oldest first
         self._ready: dict[uuid.UUID, asyncio.Future[None]] = {}
         self._starting: dict[uuid.UUID, asyncio.Task[Session]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,6 +89,13 @@ class SessionService:
             await self._wait_ready(session.id)
             session = self.find(owner, str(session.id))  # gone, renamed, or restarted once more
         return session
+
+    def fallen(self, owner: KeyPair, ref: str) -> Session | None:
+        """Find a session whose sandbox ended by itself, by name or UUID, the last one first."""
+        for session in reversed(self._fallen.values()):
+            if session.owner == owner.access_key and ref in (session.name, str(session.id)):
+                return session
+        return None
 
     def owned_by(self, owner: KeyPair) -> list[Session]:
         """Give the owner's live sessions, oldest first."""
@@ -269,6 +279,9 @@ class SessionService:
         session = self._drop(session_id)
         if session is None:
             return
+        self._fallen[session_id] = session
+        if len(self._fallen) > MAX_FALLEN:
+            del self._fallen[next(iter(self._fallen))]
         log.error("session.lost", session=str(session_id), reason=reason)
         self._in_background(self._record(self._ended(session, f"sandbox-lost: {reason}")))
 

@@ -81,14 +81,45 @@ async def test_an_init_killed_by_the_operator_is_our_failure_and_never_the_progr
     await asyncio.sleep(0.5)
     beside = asyncio.ensure_future(other.sh("sleep 1; echo fine"))
     os.kill(init_of(server, box.name), signal.SIGKILL)
-    try:
-        answers = await running
-    except AssertionError as gone:  # the last poll came after the session had ended
-        assert "No such session" in str(gone)  # noqa: PT017
-    else:
-        end = answers[-1]
-        assert (end["outcome"], end["retrySafe"], end["exitCode"]) == ("infrastructure", True, -1)
+    end = (await running)[-1]
+    assert (end["outcome"], end["retrySafe"], end["exitCode"]) == ("infrastructure", True, -1)
     assert (await beside).out == "fine\n"
+
+
+async def test_a_caller_who_asks_after_the_session_was_lost_still_hears_the_end(
+    new_box: NewBox, server: Server
+) -> None:
+    box, other = await new_box(), await new_box()
+    await box.sh(f"touch {box.name}")
+    runs = [{"mode": "batch", "code": "", "runId": run_id,
+             "options": {"build": None, "exec": "echo here; sleep 100"}}
+            for run_id in ("one", "two")]  # fmt: skip
+    path, status = f"/session/{box.name}", ""
+    for body in runs:  # the second waits for the first
+        while status != "continued":
+            async with box.api.post(path, json=body) as answer:
+                status = (await answer.json())["result"]["status"]
+        status = ""
+    os.kill(init_of(server, box.name), signal.SIGKILL)
+    while True:  # until the server has seen it
+        async with box.api.get(path) as answer:
+            if answer.status == 404:
+                break
+        await asyncio.sleep(0.01)
+    ends = []
+    for run_id in ("one", "two"):
+        going_on = {"mode": "continue", "code": "", "runId": run_id}
+        async with box.api.post(path, json=going_on) as answer:
+            assert answer.status == 200, await answer.text()
+            ends.append((await answer.json())["result"])
+    assert [(e["status"], e["outcome"]) for e in ends] == [
+        ("finished", "infrastructure"),
+        ("finished", "cancelled"),
+    ]
+    for body in ({"mode": "continue", "code": "", "runId": "one"}, {**runs[0], "runId": "three"}):
+        async with box.api.post(path, json=body) as answer:
+            assert answer.status == 404  # said once, to its owner alone, and nothing new starts
+    await other.works()
 
 
 async def test_a_program_cannot_make_a_failure_look_like_ours(box: Box) -> None:

@@ -324,6 +324,22 @@ async def test_a_lost_connection_while_files_are_looked_for_still_ends_the_run(
     assert (await runner.execute(going_on(), SOON)).exit_code == 4
 
 
+async def test_a_verdict_that_was_decided_outlives_an_init_that_is_lost_right_after(
+    runner: Runner, init: ScriptedInit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object) -> tuple[()]:
+        await asyncio.Event().wait()
+        return ()
+
+    monkeypatch.setattr(module, "changed_since", never)
+    await begun(runner)
+    await init.steps[0].end(4)
+    runner.broken("killed")
+    answer = await runner.execute(going_on(), SOON)
+    assert answer.verdict is not None
+    assert (answer.exit_code, answer.verdict.outcome) == (4, Outcome.EXITED)
+
+
 async def test_the_time_limit_counts_from_the_beginning_and_kills(init: ScriptedInit) -> None:
     runner = make(init, limits=RunLimits(wall_s=0.02))
     await begun(runner)
