@@ -11,6 +11,7 @@ from aiohttp import web
 from retort.api.answers import json_answer
 from retort.api.auth import is_closing
 from retort.api.call import Call
+from retort.core import faults
 from retort.services.files import FileService
 from retort.services.runs import RunService
 from retort.wire import runs as wire
@@ -38,6 +39,7 @@ class RunRoutes:
         if request is None:  # mode: complete
             return await self._completed(call)
         session, answer = await self._runs.execute(call.keypair, call.ref, request)
+        faults.reached(faults.Point.ANSWER_TAKEN)
         response = json_answer(
             wire.execute_answer(answer, file_url=self.output_url(call, session.id))
         )
@@ -73,6 +75,7 @@ async def _written(call: Call, response: web.Response) -> bool:
     try:
         await call.prepare(response)
         await response.write_eof()
+        faults.reached(faults.Point.ANSWER_WRITTEN)
     except ConnectionError:
         return False
     return not is_closing(call.request)

@@ -19,6 +19,7 @@ import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import TypeVar
 
+from retort.core import faults
 from retort.errors import FileTooLarge, PathRefused, RetortError, SandboxFault
 from retort.hostfs.beneath import (
     RENAME_EXCHANGE,
@@ -156,6 +157,7 @@ class Staging:
         """Swap one file in, whatever a program does to its target meanwhile."""
         try:
             spare = await self._name(item)
+            faults.reached(faults.Point.COMMITTING)
             for _ in range(_TRIES):
                 if await self._swap(item, spare):
                     return

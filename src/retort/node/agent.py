@@ -19,6 +19,7 @@ from pathlib import Path
 
 import structlog
 
+from retort.core import faults
 from retort.core.files import Download, FileUpload, Listing
 from retort.core.image import Catalogue, Image, environment
 from retort.core.limits import Limits, Usage
@@ -111,6 +112,7 @@ class LocalNode:
         try:
             spec = _spec(session, host_uid, shares_network=self._shares_network)
             sandbox = await self._launcher.start(spec, folder)
+            faults.reached(faults.Point.LAUNCHED)
             remember(sandbox)
             client = await InitClient.connect(
                 os.fsencode(sandbox.socket_path),
@@ -149,6 +151,7 @@ class LocalNode:
         held.runner.cancel_all()
         held.client.close()
         usage = held.runner.usage
+        faults.reached(faults.Point.DESTROYING)
         await self._clear(held.sandbox, held.sandbox.folder, held.host_uid, held.place)
         return usage
 

@@ -16,6 +16,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
+from retort.core import faults
 from retort.core.files import Download, FileUpload, Listing
 from retort.errors import FileNotFound, PathNotFound, PathRefused, RequestError
 from retort.hostfs.archive import Archive, ArchiveLimits, SingleFile
@@ -74,6 +75,7 @@ class SessionFiles:
         try:
             async for file in files:
                 await staging.add(session_path(file.path), file.chunks)
+                faults.reached(faults.Point.UPLOADING)
             await staging.commit()
         finally:
             # Before the caller hears of success: a program whose file is still open for writing

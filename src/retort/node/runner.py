@@ -19,6 +19,7 @@ from collections.abc import Coroutine, Mapping
 
 import structlog
 
+from retort.core import faults
 from retort.core.image import Image
 from retort.core.limits import Usage
 from retort.core.run import (
@@ -376,6 +377,7 @@ class Runner:
         except (SandboxFault, ValueError, OSError) as exc:  # not the program's fault
             self._later(self._fail_step(run, str(exc)))
             return
+        faults.reached(faults.Point.STEP_STARTED)
         step.is_repeated = is_repeated
         self._step = step
         started.add_done_callback(lambda f: self._step_started(step, f))
@@ -430,6 +432,7 @@ class Runner:
         step.close()
         self._forget_step()
         result = self._stepper.judge(step, end)
+        faults.reached(faults.Point.STEP_ENDED)
         self.usage = self.usage.plus(result.usage)
         run.cpu_us += result.usage.user_us + result.usage.system_us
         if run.is_ended:  # cancelled meanwhile

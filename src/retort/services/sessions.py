@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import structlog
 
+from retort.core import faults
 from retort.core.image import Catalogue
 from retort.core.keypair import KeyPair
 from retort.core.limits import Limits, Usage
@@ -165,6 +166,7 @@ class SessionService:
             await self._store.add(session)
             is_recorded = True
             await node.create(session)
+            faults.reached(faults.Point.CREATED)
             if session.id not in self._live:
                 raise SandboxFault("create", "the sandbox ended while it was being made")
             session = self._move(session.id, SessionStatus.RUNNING)
@@ -300,6 +302,7 @@ class SessionService:
             await asyncio.wait((starting,))
             return Usage()
         usage = await self._placement.node_of(session_id).destroy(session_id)
+        faults.reached(faults.Point.DESTROYED)
         ended = dataclasses.replace(self._ended(session, reason), usage=usage)
         await self._record(ended)
         log.info("session.ended", session=str(session_id), reason=reason)
