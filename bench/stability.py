@@ -74,6 +74,10 @@ def _fork(count: int) -> str:
     )
 
 
+def _files(count: int) -> str:
+    return f"for n in range({count}): os.close(os.open(str(n), os.O_CREAT | os.O_WRONLY))\n"
+
+
 _LATE = dataclasses.replace(FINE[0], outcome="timed-out", exit_code=None, status="exec-timeout")
 _PATIENT = {"wallSeconds": 120}
 
@@ -124,6 +128,12 @@ PAIRS = (
         "32 MiB: 31 MiB and 33 MiB",
         _bash("head -c 31M /dev/zero > file", limits=_PATIENT),
         _bash("head -c 33M /dev/zero > file", Verdict("disk-full", 1), limits=_PATIENT),
+    ),
+    Pair(
+        "files",
+        "8192: 8100 and 8300",
+        _python(_files(8100), memory="128m", limits=_PATIENT),
+        _python(_files(8300), Verdict("disk-full", 1), memory="128m", limits=_PATIENT),
     ),
 )  # fmt: skip
 

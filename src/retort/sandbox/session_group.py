@@ -99,12 +99,13 @@ class SessionGroup:
         folders: by controller; v2 has the same one for all.
     """
 
-    __slots__ = ("_before", "_can_reset", "_folders", "_mode")
+    __slots__ = ("_before", "_can_reset", "_folders", "_mode", "_peak")
 
     def __init__(self, mode: Mode, folders: Mapping[str, Path]) -> None:
         self._mode = mode
         self._folders = folders
-        self._can_reset = mode is Mode.V1
+        self._peak = _own_peak(folders["memory"] / "memory.peak") if mode is Mode.V2 else -1
+        self._can_reset = mode is Mode.V1 or self._peak >= 0
         self._before = self._count()
 
     def __repr__(self) -> str:
@@ -129,7 +130,9 @@ class SessionGroup:
             self._reset_peak()
         user_us, system_us = now.cpu.since(before.cpu) if now.cpu and before.cpu else (None, None)
         return Measured(
-            memory_peak_bytes=self._peak(now.memory_peak, before.memory_peak),
+            memory_peak_bytes=now.memory_peak
+            if self._can_reset
+            else _grown(now.memory_peak, before.memory_peak),
             processes_peak=_grown(now.processes_peak, before.processes_peak),
             user_us=user_us,
             system_us=system_us,
@@ -145,21 +148,24 @@ class SessionGroup:
 
     def remove(self) -> bool:
         """Remove the group; False while a process is still in it."""
+        if self._peak >= 0:
+            os.close(self._peak)
+            self._peak = -1
         return remove(self._folders.values())
-
-    def _peak(self, now: int | None, before: int | None) -> int | None:
-        return now if self._can_reset else _grown(now, before)
 
     def _reset_peak(self) -> None:
         # What the session holds now (its files) is where the next peak starts from.
-        with contextlib.suppress(SandboxFault):
+        with contextlib.suppress(SandboxFault, OSError):
+            if self._peak >= 0:
+                os.pwrite(self._peak, b"reset", 0)
+                return
             write(self._folders["memory"] / "memory.max_usage_in_bytes", "0")
 
     def _count(self) -> _Counted:
         memory, pids = self._folders["memory"], self._folders["pids"]
         if self._mode is Mode.V2:
             events = _fields(memory / "memory.events")
-            peak, kills = _number(memory / "memory.peak"), events.get("oom_kill", 0)
+            peak, kills = self._peak_v2(), events.get("oom_kill", 0)
             hits: int | None = events.get("oom", 0)
         else:
             peak = _number(memory / "memory.max_usage_in_bytes")
@@ -173,6 +179,12 @@ class SessionGroup:
             limit_hits=hits,
             refused_forks=_fields(pids / "pids.events").get("max", 0),
         )
+
+    def _peak_v2(self) -> int | None:
+        if self._peak < 0:
+            return _number(self._folders["memory"] / "memory.peak")
+        text = os.pread(self._peak, READ_BYTES, 0).strip()
+        return int(text) if text.isdigit() else None
 
     def _cpu(self) -> _Cpu | None:
         folder = self._folders.get("cpuacct")
@@ -275,6 +287,20 @@ def _quota(limits: Limits) -> int:
 
 def _grown(now: int | None, before: int | None) -> int | None:
     return now if now is not None and now > (before or 0) else None
+
+
+def _own_peak(file: Path) -> int:
+    """Open a peak that can be reset, for this descriptor alone; -1 before Linux 6.12."""
+    try:
+        fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    try:
+        os.pwrite(fd, b"reset", 0)
+    except OSError:
+        os.close(fd)
+        return -1
+    return fd
 
 
 def _read(file: Path) -> bytes:

@@ -33,6 +33,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "RETORT_RUNS_WALL_S": "60",
         "SECRET": SECRET,
     }
+    if "RETORT_LONG" in os.environ:
+        settings["RETORT_SANDBOX_SCRATCH_INODES"] = "2000000"
     with running_server(tmp_path_factory.mktemp("attacked") / "state", **settings) as running:
         asyncio.run(_warm_up(running))
         yield running
