@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 
 from retort.core.keypair import KeyPair
+from retort.core.reply import Reply, ReplyKey
 from retort.core.session import Session, SessionStatus
 from retort.core.vfolder import Invitation, Share, VFolder
 from retort.errors import (
@@ -292,3 +293,35 @@ class MemoryVFolders(_Memory):
             is_same_group = known.group_id is not None and known.group_id == folder.group_id
             if is_same_user or is_same_group:
                 raise VFolderExists
+
+
+class MemoryReplies(_Memory):
+    """A `core.ports.ReplyStore` in memory."""
+
+    def __init__(
+        self, clock: FakeClock, *, keep_s: float = 900.0, key_bytes: int = 1_000_000
+    ) -> None:
+        super().__init__()
+        self._clock = clock
+        self._keep = dt.timedelta(seconds=keep_s)
+        self._key_bytes = key_bytes
+        self._kept: dict[ReplyKey, tuple[dt.datetime, Reply]] = {}  # the longest unused first
+
+    async def get(self, key: ReplyKey) -> Reply | None:
+        self._enter("get")
+        kept_at, reply = self._kept.get(key, (None, None))
+        if reply is None or kept_at is None or kept_at < self._clock.now() - self._keep:
+            return None
+        self._kept[key] = self._kept.pop(key)
+        return reply
+
+    async def put(self, key: ReplyKey, reply: Reply) -> None:
+        self._enter("put")
+        self._kept.pop(key, None)
+        mine = [k for k in self._kept if k.owner == key.owner]
+        while mine and self._size(mine) + reply.size_bytes > self._key_bytes:
+            del self._kept[mine.pop(0)]
+        self._kept[key] = (self._clock.now(), reply)
+
+    def _size(self, keys: Sequence[ReplyKey]) -> int:
+        return sum(self._kept[key][1].size_bytes for key in keys)

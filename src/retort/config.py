@@ -173,6 +173,18 @@ class Runs:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Repeats:
+    """How long answers are kept for those who repeat a request with its client token."""
+
+    #: Seconds an answer is kept.
+    keep_s: float = 900.0
+    #: Bytes of answers kept for one key; the longest unused make room for new ones.
+    key_bytes: int = 32 * MIB
+    #: Bytes of the largest answer that is kept; above the largest answer of a run.
+    answer_bytes: int = 8 * MIB
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Keys:
     """What a key that is made now may use; keys made before keep what they have."""
 
@@ -206,6 +218,7 @@ class Config:
     sandbox: Sandbox = dataclasses.field(default_factory=Sandbox)
     runs: Runs = dataclasses.field(default_factory=Runs)
     keys: Keys = dataclasses.field(default_factory=Keys)
+    repeats: Repeats = dataclasses.field(default_factory=Repeats)
 
     @property
     def limits(self) -> Limits:

@@ -268,6 +268,12 @@ class OffsetMismatch(Conflict):
     code = "offset-mismatch"
 
 
+class TokenReused(Conflict):
+    """This client token was sent with another request before."""
+
+    code = "token-reused"
+
+
 class LimitExceeded(RequestError):
     """A limit is reached."""
 

@@ -22,6 +22,7 @@ from retort.api.about import AboutRoutes
 from retort.api.auth import Authenticator
 from retort.api.call import BodyLimits, Call
 from retort.api.files import FileRoutes
+from retort.api.once import Once
 from retort.api.routes import Route, RouteTable
 from retort.api.runs import RunRoutes
 from retort.api.sessions import SessionRoutes
@@ -29,6 +30,7 @@ from retort.api.stream import StreamRoutes
 from retort.core.ratelimit import WINDOW_S, RateLimiter, RateVerdict
 from retort.errors import BadHttp, Fault, MethodNotAllowed, RateLimited, RequestError
 from retort.wire.errors import Operation, Problem, problem
+from retort.wire.repeats import CLIENT_TOKEN
 from retort.wire.signature import read_version
 from retort.wire.targets import Target, effective_method, route_target
 from retort.wire.versions import effective
@@ -75,7 +77,9 @@ def table_of(routes: Routes) -> RouteTable:
     table.add("POST", "/session/*/upload", Route(files.upload, operation=execution))
     table.add("GET", "/session/*/files", Route(files.listing, operation=execution))
     table.add("GET", "/session/*/download", Route(files.download, operation=execution))
-    table.add("GET POST", "/session/*/download_single", Route(files.download_single))
+    table.add(
+        "GET POST", "/session/*/download_single", Route(files.download_single, is_streamed=True)
+    )
     table.add("GET", "/stream/session/*/execute", Route(routes.stream.execute))
     table.add("GET", "/output/*/*/*", Route(files.output_file, is_open=True))
     return table
@@ -92,6 +96,7 @@ class Api:
         self,
         routes: Routes,
         authenticator: Authenticator,
+        once: Once,
         *,
         limits: BodyLimits,
         base_path: str = "",
@@ -99,6 +104,7 @@ class Api:
         self._table = table_of(routes)
         self._version_route = Route(routes.about.version, is_open=True)
         self._authenticator = authenticator
+        self._once = once
         self._limits = limits
         self._base_path = base_path
         self._limiter = RateLimiter()
@@ -122,10 +128,15 @@ class Api:
             if not route.is_open:
                 call.keypair = await self._authenticator.authenticate(call)
             self._count(call, headers, is_open=route.is_open)
+            signer = ""
             if not route.is_open:
+                signer = call.keypair.access_key
                 call.keypair = await self._authenticator.owner(call)
             call.headers = headers
-            response = await route.handler(call)
+            if CLIENT_TOKEN in request.headers and not route.is_open:
+                response = await self._once.respond(call, route, signer)
+            else:
+                response = await route.handler(call)
         except Exception as exc:
             if "X-RateLimit-Limit" not in headers:  # refused before anyone was known
                 headers.update(self._anonymous_rate())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Awaitable, Callable
 
 from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
 from retort.core.keypair import KeyPair
+from retort.core.reply import ReplyKey
 from retort.errors import BadHttp, BodyTooSlow
 from retort.wire.params import Params
 from retort.wire.targets import Target
@@ -45,6 +47,8 @@ class Call:
         captured: what stood in the route's open places, decoded.
         version: the API version spoken (spec 2.3).
         headers: that every response of this call carries.
+        reply_key: under which its answer is kept, when it carries a client token.
+        undo: set by the handler of such a call: takes back what its answer took away.
         is_awaiting_continue: its sender holds the body back until it is asked for (RFC 9110,
             10.1.1).
     """
@@ -56,8 +60,10 @@ class Call:
         "headers",
         "is_awaiting_continue",
         "limits",
+        "reply_key",
         "request",
         "target",
+        "undo",
         "version",
     )
 
@@ -75,6 +81,8 @@ class Call:
         self.captured = captured
         self.limits = limits
         self.headers: dict[str, str] = {}
+        self.reply_key: ReplyKey | None = None
+        self.undo: Callable[[], Awaitable[None]] | None = None
         self._keypair: KeyPair | None = None
         self._body: bytes | None = None
         expected = request.headers.get("Expect", "").strip().lower()

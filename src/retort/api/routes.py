@@ -20,12 +20,14 @@ class Route:
 
     Attributes:
         is_open: needs no authentication (spec 3.3).
+        is_streamed: changes nothing, and writes its answer by itself; a repeat is done again.
         operation: names what failed when the sandbox breaks (spec 4.2).
     """
 
     handler: Handler
     is_open: bool = False
     operation: Operation | None = None
+    is_streamed: bool = False
 
 
 class RouteTable:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import uuid
 from collections.abc import Callable
 from urllib.parse import quote
@@ -12,9 +14,12 @@ from retort.api.answers import json_answer
 from retort.api.auth import is_closing
 from retort.api.call import Call
 from retort.core import faults
+from retort.core.reply import ReplyKey
+from retort.core.run import RunRequest
 from retort.services.files import FileService
 from retort.services.runs import RunService
 from retort.wire import runs as wire
+from retort.wire.repeats import derived_id
 
 
 class RunRoutes:
@@ -38,12 +43,17 @@ class RunRoutes:
         request = wire.parse_execute(await call.params())
         if request is None:  # mode: complete
             return await self._completed(call)
+        key = call.reply_key
+        if key is not None:
+            request = _repeatable(key, request)
         session, answer = await self._runs.execute(call.keypair, call.ref, request)
         faults.reached(faults.Point.ANSWER_TAKEN)
         response = json_answer(
             wire.execute_answer(answer, file_url=self.output_url(call, session.id))
         )
-        if is_closing(call.request) or not await _written(call, response):
+        if key is not None:  # its caller will come back for it, if this is not read now
+            call.undo = functools.partial(self._runs.undeliver, session, answer)
+        elif is_closing(call.request) or not await _written(call, response):
             await self._runs.undeliver(session, answer)
         return response
 
@@ -68,6 +78,15 @@ class RunRoutes:
     async def _completed(self, call: Call) -> web.StreamResponse:
         found = await self._runs.complete(call.keypair, call.ref)
         return json_answer(wire.complete_answer(found))
+
+
+def _repeatable(key: ReplyKey, request: RunRequest) -> RunRequest:
+    """Name a request for ever, and the run that it starts."""
+    request = dataclasses.replace(request, token=str(key))
+    if request.mode.starts and request.run_id is None:
+        run_id = derived_id(key.owner, key.token, "run").hex  # a repeat attaches to it (R2)
+        return dataclasses.replace(request, run_id=run_id)
+    return request
 
 
 async def _written(call: Call, response: web.Response) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 
 from aiohttp import web
@@ -14,6 +15,7 @@ from retort.errors import InvalidRequest, NotPermitted
 from retort.services.sessions import SessionService
 from retort.wire import create as wire_create
 from retort.wire import sessions as wire
+from retort.wire.repeats import derived_id
 from retort.wire.slots import Slots
 
 
@@ -27,7 +29,11 @@ class SessionRoutes:
     async def create(self, call: Call) -> web.StreamResponse:
         """Make a session, or give the live one of that name (spec 7.1)."""
         asked = wire_create.parse_create(await call.params())
-        session, is_new = await self._sessions.create(call.keypair, _session_request(asked))
+        request = _session_request(asked)
+        if (key := call.reply_key) is not None:
+            made = derived_id(key.owner, key.token, "session")
+            request = dataclasses.replace(request, id=made)
+        session, is_new = await self._sessions.create(call.keypair, request)
         body = wire.create_answer(
             str(session.id), session.name, status=session.status.value, is_new=is_new
         )

@@ -14,6 +14,7 @@ from typing import Protocol
 from retort.core.files import Download, FileUpload, Listing
 from retort.core.keypair import KeyPair
 from retort.core.limits import Usage
+from retort.core.reply import Reply, ReplyKey
 from retort.core.run import Answer, RunRequest
 from retort.core.session import Session, SessionStatus
 from retort.core.vfolder import Invitation, Share, VFolder
@@ -160,6 +161,21 @@ class VFolderStore(Protocol):
 
     async def invitations_by(self, user_id: uuid.UUID) -> Sequence[tuple[Invitation, VFolder]]:
         """Give the invitations that a user sent, with their folders, oldest first."""
+        ...
+
+
+class ReplyStore(Protocol):
+    """Answers, kept for those who repeat. Every method raises StoreFault when it fails."""
+
+    async def get(self, key: ReplyKey) -> Reply | None:
+        """Find an answer that is not too old; it is the newest of its owner's then."""
+        ...
+
+    async def put(self, key: ReplyKey, reply: Reply) -> None:
+        """Keep an answer, so that it is there even if this process is killed at once.
+
+        The owner's longest unused ones make room for it.
+        """
         ...
 
 

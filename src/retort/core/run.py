@@ -70,6 +70,7 @@ class RunRequest:
         limits: additive option `limits` of the batch object.
         keeps_background: what exec leaves running lives on, for those who want a server in their
             session (additive option `keepBackground`).
+        token: names the call for ever, also when it is repeated: what it did is not done twice.
     """
 
     mode: Mode
@@ -81,6 +82,7 @@ class RunRequest:
     exec: str | None = None
     limits: RunLimits = RunLimits()
     keeps_background: bool = False
+    token: str | None = None
 
 
 class Status(enum.Enum):

@@ -112,6 +112,8 @@ class SessionRequest:
     Attributes:
         name: None draws one.
         cpus, memory_bytes: the asked slots; None: the server's default.
+        id: of the new session; None draws one. The live session that has it is the answer, and
+            one that had it makes room for a drawn one.
         reuse: give the live session of this name instead of refusing, when its image is the same.
     """
 
@@ -123,3 +125,4 @@ class SessionRequest:
     memory_bytes: int | None = None
     bootstrap_script: str | None = None
     reuse: bool = True
+    id: uuid.UUID | None = None

@@ -140,6 +140,10 @@ class SessionService:
             SessionNotFound: it was destroyed before it was ready.
         """
         image = self._catalogue.resolve(request.image)
+        if request.id is not None:
+            request, made = await self._of_id(owner, request)
+            if made is not None:
+                return made, True
         while (existing := self._names.get((owner.access_key, request.name or ""))) is not None:
             if not request.reuse or self._live[existing].image != str(image.ref):
                 raise SessionExists(str(existing))
@@ -158,6 +162,20 @@ class SessionService:
             if starting.cancelled() and session.id not in self._live and not _is_cancelled():
                 raise SessionNotFound("The session was destroyed before it was ready") from None
             raise
+
+    async def _of_id(
+        self, owner: KeyPair, request: SessionRequest
+    ) -> tuple[SessionRequest, Session | None]:
+        """Give the live session that this very request made, or free the request of a used id."""
+        assert request.id is not None
+        held = self._live.get(request.id)
+        if held is not None and held.owner == owner.access_key:
+            await self._wait_ready(held.id)
+            if (held := self._live.get(held.id)) is not None:
+                return request, held
+        if await self._store.get(request.id) is not None:  # it ended before its answer was kept
+            request = dataclasses.replace(request, id=None)
+        return request, None
 
     async def _start(self, session: Session) -> Session:
         is_recorded = False
@@ -192,7 +210,7 @@ class SessionService:
         )
         _check_environ(request.environ.items())
         session = Session(
-            id=uuid.uuid4(),
+            id=request.id or uuid.uuid4(),
             name=request.name or f"session-{secrets.token_hex(6)}",
             owner=owner.access_key,
             user_id=owner.user_id,

@@ -81,6 +81,7 @@ ROWS: Mapping[str, tuple[int, str]] = {
     "offset-mismatch": (409, "vfolder-operation-failed"),  # as TUS says
     "conflict": (400, "invalid-api-params"),  # the original knows no 409
     "session-exists": (400, "session-already-exists"),
+    "token-reused": (409, "invalid-api-params"),  # only who sends tokens meets it
     "ambiguous-session": (404, "too-many-sessions-matched"),
     "limit-exceeded": (412, "quota-exceeded"),
     "quota-exceeded": (412, "quota-exceeded"),

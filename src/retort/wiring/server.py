@@ -24,6 +24,7 @@ from retort.api.app import Api, ApiServer, Routes
 from retort.api.auth import Authenticator
 from retort.api.call import BodyLimits
 from retort.api.files import FileRoutes, UploadLimits
+from retort.api.once import Once
 from retort.api.runs import RunRoutes
 from retort.api.sessions import SessionRoutes
 from retort.api.stream import StreamRoutes
@@ -47,11 +48,13 @@ from retort.sandbox.rootfs import build
 from retort.sandbox.seccomp import compile_filter, is_available
 from retort.services.files import FileService
 from retort.services.keypairs import KeyRing
+from retort.services.replies import Replies
 from retort.services.runs import RunService
 from retort.services.sessions import SessionService
 from retort.sql.engine import Database
 from retort.sql.keypairs import SqlKeyPairs
 from retort.sql.migrations import migrate
+from retort.sql.replies import SqliteReplies
 from retort.sql.sessions import SqlSessions
 from retort.wiring.host import init_program
 from retort.wiring.store import SystemClock, open_database
@@ -142,6 +145,7 @@ async def _serve(
             FileRoutes(file_service, UploadLimits(http.upload_files, http.upload_file_bytes)),
         ),
         Authenticator(keys, clock),
+        Once(await _replies(config, clock, stack)),
         limits=BodyLimits(
             http.json_bytes, http.body_grace_s, http.body_min_rate_bytes_s, http.drain_bytes
         ),
@@ -172,6 +176,15 @@ async def _serve(
     site = web.TCPSite(runner, config.server.host, config.server.port, backlog=1024)
     await site.start()
     return RunningServer(_url(config, runner), keys, sessions)
+
+
+async def _replies(config: Config, clock: SystemClock, stack: contextlib.AsyncExitStack) -> Replies:
+    """Open the answers that are kept for those who repeat a request."""
+    kept = config.repeats
+    store = SqliteReplies(
+        config.state.folder / "replies.db", clock, keep_s=kept.keep_s, key_bytes=kept.key_bytes
+    )
+    return Replies(await stack.enter_async_context(store), answer_bytes=kept.answer_bytes)
 
 
 async def _local_node(

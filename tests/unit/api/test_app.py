@@ -19,7 +19,7 @@ async def serving(handler: Any) -> AsyncIterator[int]:
     """Serve a handler in the place of GET /; give the port."""
     routes = mock.MagicMock()
     routes.about.root = handler
-    api = Api(routes, mock.MagicMock(), limits=BodyLimits())
+    api = Api(routes, mock.MagicMock(), mock.MagicMock(), limits=BodyLimits())
     runner = web.ServerRunner(ApiServer(api.handle, access_log=None, header_s=30.0))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
