@@ -9,8 +9,9 @@ import datetime as dt
 import functools
 import json
 import posixpath
+import secrets
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -19,10 +20,11 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from retort.client.errors import ApiError, ServerUnreachable
+from retort.client.errors import ApiError, ConnectionBroke, ServerUnreachable
 from retort.client.extract import extract
 from retort.client.run import Run
 from retort.wire.files import MAX_DOWNLOADS, MAX_UPLOADS
+from retort.wire.repeats import CLIENT_TOKEN, METHODS
 from retort.wire.signature import sign
 from retort.wire.versions import CURRENT
 
@@ -31,6 +33,11 @@ READ_S = 60.0  # between two bytes of an answer; an execute call takes 2 s
 PING_S = 30.0
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024
+PATIENCE_S = 30.0  # for a server that was there and went away
+FIRST_PAUSE_S = 0.05
+LAST_PAUSE_S = 1.0
+
+MakeForm = Callable[[], aiohttp.FormData]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,6 +65,7 @@ class Client:
         endpoint: URL of the server, with the path it is mounted under.
         access_key: with `secret_key`: requests are signed.
         token: instead of a key pair.
+        patience_s: seconds for which a call is repeated after its connection broke.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class Client:
         access_key: str | None = None,
         secret_key: str | None = None,
         token: str | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         if not token and not (access_key and secret_key):
             raise ValueError("a client needs a token, or an access key with its secret key")
@@ -74,6 +83,7 @@ class Client:
         self._access_key = access_key or ""
         self._secret_key = secret_key or ""
         self._token = token
+        self._patience_s = patience_s
         self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -111,22 +121,56 @@ class Client:
         )
 
     async def call(
-        self, method: str, path: str, *, json: Any = None, form: aiohttp.FormData | None = None
+        self, method: str, path: str, *, json: Any = None, form: MakeForm | None = None
     ) -> Any:
         """Make any call; gives the JSON of the answer, or None if it has no body.
 
+        A call whose connection broke is repeated, also while the server is away for a moment. It
+        carries a client token, so that the server does it only once.
+
+        Args:
+            form: makes the body, for each sending anew.
+
         Raises:
             ApiError: the answer is a problem object.
-            ServerUnreachable: there was none.
+            ServerUnreachable: there was none: no server at all, or none came back in time.
         """
-        async with self.answer(method, path, json=json, form=form) as answer:
+        token = secrets.token_urlsafe(16)
+        loop = asyncio.get_running_loop()
+        until, pause_s = loop.time() + self._patience_s, FIRST_PAUSE_S
+        is_repeat = False
+        while True:
+            try:
+                return await self._call_once(method, path, json, form and form(), token)
+            except (ServerUnreachable, ApiError) as exc:
+                wait_s = _pause_before_repeat(exc, pause_s, is_repeat=is_repeat)
+                if wait_s is None or loop.time() + wait_s > until:
+                    raise
+            is_repeat = True
+            pause_s = min(2 * pause_s, LAST_PAUSE_S)
+            await asyncio.sleep(wait_s)
+
+    async def _call_once(
+        self, method: str, path: str, json: Any, form: aiohttp.FormData | None, token: str
+    ) -> Any:
+        async with self.answer(method, path, json=json, form=form, token=token) as answer:
             return await answer.json() if answer.content_type == "application/json" else None
 
     @contextlib.asynccontextmanager
     async def answer(
-        self, method: str, path: str, *, json: Any = None, form: aiohttp.FormData | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        form: aiohttp.FormData | None = None,
+        token: str | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Make any call and give the answer to be read; errors as `call`."""
+        """Make any call, once, and give the answer to be read; errors as `call`.
+
+        Args:
+            token: the same for each repeat of what is to be done once.
+        """
         url = URL(self._base + path, encoded=True)
         content_type = None
         if form is not None:
@@ -136,6 +180,8 @@ class Client:
         headers = self._headers(method, url, content_type)
         if form is None and content_type:
             headers["Content-Type"] = content_type
+        if token is not None and method in METHODS:
+            headers[CLIENT_TOKEN] = token
         body = form if form is not None else _json(json)
         try:
             async with self._session.request(
@@ -144,8 +190,10 @@ class Client:
                 if answer.status >= 300:
                     raise await _api_error(answer)
                 yield answer
+        except aiohttp.ClientConnectorError as exc:
+            raise ServerUnreachable(f"{self._base}: {exc}") from exc
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as exc:
-            raise ServerUnreachable(f"{self._base}: {str(exc) or type(exc).__name__}") from exc
+            raise ConnectionBroke(f"{self._base}: {str(exc) or type(exc).__name__}") from exc
 
     async def connect(self, path: str) -> aiohttp.ClientWebSocketResponse | None:
         """Open a stream; None when the server, or a proxy before it, upgrades no connections."""
@@ -217,15 +265,9 @@ class SessionHandle:
 
     async def _upload(self, files: Mapping[str, Path | bytes]) -> None:
         with contextlib.ExitStack() as opened:
-            form = aiohttp.FormData()
-            for path, content in files.items():
-                data: bytes | IO[bytes] = (
-                    content
-                    if isinstance(content, bytes)
-                    else opened.enter_context(content.open("rb"))
-                )
-                form.add_field("src", data, filename=path, content_type="application/octet-stream")
-            await self._client.call("POST", f"{self._path}/upload", form=form)
+            await self._client.call(
+                "POST", f"{self._path}/upload", form=lambda: _form(files, opened)
+            )
 
     def run(
         self,
@@ -302,6 +344,26 @@ class SessionHandle:
         return (answer or {}).get("stats") or {}
 
 
+def _form(files: Mapping[str, Path | bytes], opened: contextlib.ExitStack) -> aiohttp.FormData:
+    form = aiohttp.FormData()
+    for path, content in files.items():
+        data: bytes | IO[bytes] = (
+            content if isinstance(content, bytes) else opened.enter_context(content.open("rb"))
+        )
+        form.add_field("src", data, filename=path, content_type="application/octet-stream")
+    return form
+
+
+def _pause_before_repeat(
+    exc: ServerUnreachable | ApiError, pause_s: float, *, is_repeat: bool
+) -> float | None:
+    """Give the seconds after which a call may be repeated; None when that would not help."""
+    if isinstance(exc, ApiError):
+        return exc.retry_after_s
+    # Where there never was a connection, there is nothing to go on with.
+    return pause_s if is_repeat or isinstance(exc, ConnectionBroke) else None
+
+
 def _batched(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
@@ -318,10 +380,12 @@ async def _api_error(answer: aiohttp.ClientResponse) -> ApiError:
         problem = None
     if not isinstance(problem, dict):
         problem = {}
+    after = answer.headers.get("Retry-After", "") if answer.status == 503 else ""
     return ApiError(
         answer.status,
         str(problem.get("type", "")),
         str(problem.get("title") or f"HTTP status {answer.status}"),
         str(problem.get("msg") or ""),
         data=problem.get("data"),
+        retry_after_s=float(after) if after.isdigit() else None,
     )

@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from retort.client.client import Client, SessionHandle
-from retort.client.errors import ApiError, ServerUnreachable
+from retort.client.errors import ApiError, ConnectionBroke, ServerUnreachable
 from retort.client.events import Event, Finished, Output, PhaseEnded, ResultFile, WaitingInput
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -239,3 +239,85 @@ async def test_the_endpoint_may_have_a_path() -> None:
     async with _serving(handler, "/retort") as client:
         await client.call("GET", "/x?a=%2F")
     assert seen == ["/retort/x?a=%2F"]
+
+
+async def test_a_call_whose_connection_broke_is_repeated_with_its_token() -> None:
+    tokens: list[str | None] = []
+    bodies: list[bytes] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        tokens.append(request.headers.get("X-BackendAI-Client-Token"))
+        bodies.append(await request.read())
+        if len(tokens) in (1, 2):
+            assert request.transport is not None
+            request.transport.close()
+        return web.json_response({"stats": {}})
+
+    async with _serving(handler) as client:
+        await client.call("POST", "/session/x", json={"a": 1})
+        await client.call("POST", "/session/x", json={"a": 1})
+    assert tokens[0] is not None
+    assert tokens[0] == tokens[1] == tokens[2] != tokens[3]
+    assert set(bodies) == {b'{"a": 1}'}
+
+
+async def test_an_upload_whose_connection_broke_is_sent_again_whole(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"content of a file")
+    got: list[bytes] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        got.append(await request.read())
+        if len(got) == 1:
+            assert request.transport is not None
+            request.transport.close()
+        return web.Response(status=204)
+
+    async with _serving(handler) as client:
+        await SessionHandle(client, "s", "s").upload({"a.txt": file})
+    assert [b"content of a file" in body for body in got] == [True, True]
+
+
+async def test_a_server_that_is_short_of_something_is_asked_again_when_it_says() -> None:
+    asked = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        asked.append(request.headers["X-BackendAI-Client-Token"])
+        if len(asked) == 1:
+            return web.json_response({"title": "t"}, status=503, headers={"Retry-After": "0"})
+        return web.json_response({})
+
+    async with _serving(handler) as client:
+        await client.call("PATCH", "/session/s")
+    assert len(asked) == 2
+    assert len(set(asked)) == 1
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_a_failure_that_names_no_time_is_not_repeated(status: int) -> None:
+    asked = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        asked.append(1)
+        return web.json_response({"title": "t"}, status=status)
+
+    async with _serving(handler) as client:
+        with pytest.raises(ApiError):
+            await client.call("DELETE", "/session/s")
+    assert len(asked) == 1
+
+
+async def test_patience_ends() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.close()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_route("*", "/{tail:.*}", handler)
+    async with (
+        TestServer(app) as server,
+        Client(f"{server.make_url('/')}".rstrip("/"), token="rt_x", patience_s=0.2) as client,
+    ):
+        with pytest.raises(ConnectionBroke):
+            await client.call("POST", "/session/s")
