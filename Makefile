@@ -14,7 +14,7 @@ INIT := src/retort/_bin/retort-init
 RETORT := .venv/.retort
 CLIENTS := .venv-client/.packages .venv-client-1/.packages
 
-.PHONY: help setup check test test-vm bench hostile stability docs serve demo fuzz clean clients
+.PHONY: help setup check test test-vm bench hostile stability chaos soak thousand docs serve demo fuzz clean clients
 
 help:    ## list these verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -42,6 +42,15 @@ hostile: setup    ## run a thousand hostile programs, check verdicts and leftove
 
 stability: setup    ## run programs just under and over each limit beside other load
 	.venv/bin/python -m bench.stability $(B)
+
+chaos: setup    ## kill the server three hundred times beneath mixed clients; nothing may be lost
+	.venv/bin/python -m bench.chaos $(B)
+
+soak: setup    ## run mixed clients for ten minutes; nothing may grow
+	.venv/bin/python -m bench.soak $(B)
+
+thousand: setup    ## hold a thousand sessions, fifty busy, and kill the server
+	.venv/bin/python -m bench.thousand $(B)
 
 docs: setup    ## check that the docs name everything there is
 	.venv/bin/python -m pytest tests/test_docs.py

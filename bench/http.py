@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 class Connection:
     """One HTTP/1.1 connection to the server."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, timeout_s: float | None = None) -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None
         assert parts.port is not None
-        self._socket = socket.create_connection((parts.hostname, parts.port))
+        self._socket = socket.create_connection((parts.hostname, parts.port), timeout_s)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._rest = b""
         self._head = (
@@ -26,11 +26,16 @@ class Connection:
         ).encode()
 
     def call(
-        self, method: str, path: str, body: bytes = b"", kind: str = "application/json"
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        kind: str = "application/json",
+        headers: str = "",
     ) -> tuple[int, bytes]:
-        """Make one request; give status and body."""
+        """Make one request; give status and body. More `headers` end with CR LF each."""
         head = f"{method} {path}".encode() + self._head
-        tail = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        tail = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode()
         self._socket.sendall(head + tail + body)
         return self._answer()
 

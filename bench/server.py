@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from bench.http import Connection, multipart
 
@@ -57,44 +58,110 @@ class Bench:
         self.http.json("DELETE", f"/session/{name}")
 
 
-@contextlib.contextmanager
-def running(program: str = "retort.cli.main", **settings: str) -> Iterator[Bench]:
-    """Run a server for the length of a block.
+class Server:
+    """A server on a state folder of its own, which can die and be started again.
 
     Args:
-        program: the module to run; `bench.bare_server` has no walls but the sandbox itself.
+        folder: its state; empty, and a key is made in it.
+        program: the module to run; `bench.bare_server` has no walls but the sandbox itself,
+            `bench.chaos_server` can be told where to die.
+        log: where its standard error goes.
         settings: RETORT_ variables.
     """
-    environ = os.environ | {
-        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
-        "RETORT_KEYS_RATE_LIMIT": "100000000",
-        "RETORT_KEYS_MAX_SESSIONS": "100000",
-        **settings,
-    }
-    with tempfile.TemporaryDirectory() as folder:
+
+    def __init__(
+        self,
+        folder: str,
+        program: str = "retort.cli.main",
+        *,
+        log: int = subprocess.DEVNULL,
+        settings: Mapping[str, str],
+    ) -> None:
+        self.state = folder
+        self._log = log
+        self._environ = os.environ | {
+            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+            "RETORT_KEYS_RATE_LIMIT": "100000000",
+            "RETORT_KEYS_MAX_SESSIONS": "100000",
+            **settings,
+        }
+        self._command = [sys.executable, "-m", program]
+        self._listen = "127.0.0.1:0"
+        self._process: subprocess.Popen[str] | None = None
+        self.url = ""
         Path(folder).chmod(0o711)
-        command = [sys.executable, "-m", program]
-        key = json.loads(
-            subprocess.run(
-                [*command, "keys", "create", "--json", "--state", folder],
-                env=environ,
-                capture_output=True,
-                check=True,
-            ).stdout
-        )
-        process = subprocess.Popen(
-            [*command, "serve", "--listen", "127.0.0.1:0", "--state", folder],
-            env=environ,
+        made = subprocess.run(
+            [*self._command, "keys", "create", "--json", "--state", folder],
+            env=self._environ,
+            capture_output=True,
+            check=True,
+        ).stdout
+        self.token: str = json.loads(made)["token"]
+
+    @property
+    def pid(self) -> int:
+        """Its process, also when that is dead by now."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, **more: str) -> bool:
+        """Start it where it was before; False: it ended before it listened.
+
+        Args:
+            more: variables of this start alone.
+        """
+        self._process = subprocess.Popen(
+            [*self._command, "serve", "--listen", self._listen, "--state", self.state],
+            env=self._environ | more,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._log,
             text=True,
         )
-        assert process.stdout is not None
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        found = [word for word in line.split() if word.startswith("http")]
+        if not found:
+            self.wait(30)
+            return False
+        self.url = found[0]
+        self._listen = urlsplit(self.url).netloc
+        return True
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for its end; gives what it ended with, None when it lives on."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+            self._process.stdout.close()
+        return self._process.returncode
+
+    def kill(self) -> None:
+        """End it as nothing can be prepared for."""
+        assert self._process is not None
+        self._process.kill()
+        self.wait(30)
+
+    def stop(self) -> None:
+        """End it in order."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        if self.wait(30) is None:
+            self.kill()
+            raise RuntimeError("the server does not end")
+
+    def bench(self) -> Bench:
+        """Connect to it."""
+        return Bench(self.url, self.token, self.pid, self.state)
+
+
+@contextlib.contextmanager
+def running(program: str = "retort.cli.main", **settings: str) -> Iterator[Bench]:
+    """Run a server for the length of a block; arguments as of `Server`."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(folder, program, settings=settings)
+        assert server.start()
         try:
-            line = process.stdout.readline()
-            url = next(word for word in line.split() if word.startswith("http"))
-            yield Bench(url, key["token"], process.pid, folder)
+            yield server.bench()
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
-            process.stdout.close()
+            server.stop()
