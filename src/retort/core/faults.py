@@ -20,6 +20,8 @@ class Point(enum.Enum):
     STEP_ENDED = "step-ended"  #: a program ended, and what follows has not begun
     ANSWER_TAKEN = "answer-taken"  #: an answer left its run, and is not written
     ANSWER_WRITTEN = "answer-written"  #: it is written to its connection
+    REQUEST_DONE = "request-done"  #: a request with a token is done, and its answer not yet kept
+    ANSWER_KEPT = "answer-kept"  #: its answer is kept for its token, and not written
     DESTROYING = "destroying"  #: a session is being ended, and lives
     DESTROYED = "destroyed"  #: nothing of it is left but its record
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from retort.core import faults
 from retort.core.ports import ReplyStore
 from retort.core.reply import Reply, ReplyKey
 from retort.errors import StoreFault, TokenReused, Unavailable
@@ -82,11 +83,13 @@ class Replies:
 
     async def _do(self, key: ReplyKey, do: Do) -> Reply:
         done = await do()
+        faults.reached(faults.Point.REQUEST_DONE)
         reply = done.reply
         if len(reply.body) > self._answer_bytes:
             return reply
         try:
             await self._store.put(key, reply)
+            faults.reached(faults.Point.ANSWER_KEPT)
         except StoreFault as exc:
             log.error("reply.unkept", reason=str(exc), is_undone=done.undo is not None)
             if done.undo is not None:
