@@ -41,27 +41,36 @@ class Held:
     server_bytes: int
 
 
-def held(bench: Bench, uids: range, names: Iterable[str]) -> Held:
-    """Look; `names` are ids of sessions that were made."""
+def held(bench: Bench, uids: range, names: Iterable[str], *, is_alone: bool = True) -> Held:
+    """Look.
+
+    Args:
+        names: ids of sessions that were made.
+        is_alone: nothing else on this host mounts anything or uses much memory meanwhile; if it
+            may, only mounts that name the state folder count, and no memory of the host.
+    """
     status = _fields(f"/proc/{bench.pid}/status")
+    mark = "" if is_alone else bench.state
     return Held(
         len(_processes(bench, uids)),
-        _lines("/proc/self/mountinfo") + _lines(f"/proc/{bench.pid}/mountinfo"),
+        _lines("/proc/self/mountinfo", mark) + _lines(f"/proc/{bench.pid}/mountinfo", mark),
         _groups(set(names)),
         len(list(Path(f"/proc/{bench.pid}/fd").iterdir())),
         int(status["Threads"]),
         len(list(Path(bench.state, "sessions").iterdir())),
-        int(_fields("/proc/meminfo")["MemAvailable"].split()[0]) << 10,
+        int(_fields("/proc/meminfo")["MemAvailable"].split()[0]) << 10 if is_alone else 0,
         int(status["VmRSS"].split()[0]) << 10,
     )
 
 
-def settled(bench: Bench, uids: range, names: Iterable[str], before: Held) -> tuple[Held, str]:
+def settled(
+    bench: Bench, uids: range, names: Iterable[str], before: Held, *, is_alone: bool = True
+) -> tuple[Held, str]:
     """Look until nothing is left, or the time is up; gives what was left in words."""
     until = time.monotonic() + SETTLE_S
     names = list(names)
     while True:
-        now = held(bench, uids, names)
+        now = held(bench, uids, names, is_alone=is_alone)
         left = leftovers(before, now)
         if not left or time.monotonic() > until:
             return now, ", ".join(left)
@@ -110,5 +119,5 @@ def _fields(path: str) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def _lines(path: str) -> int:
-    return len(Path(path).read_text(errors="replace").splitlines())
+def _lines(path: str, mark: str) -> int:
+    return sum(mark in line for line in Path(path).read_text(errors="replace").splitlines())

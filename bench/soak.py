@@ -92,7 +92,7 @@ def main() -> int:
         bench = server.bench()
         probe = bench.session()
         bench.run(probe, build=None, exec="true")
-        before, _ = settled(bench, uids, (), held(bench, uids, ()))
+        before = held(bench, uids, (), is_alone=False)
         shared = Shared(server.url, server.token)
         clients = [
             Client(shared, f"{seed}:{number}", uses_tokens=number % 2 == 0, kinds=list(KINDS))
@@ -107,7 +107,7 @@ def main() -> int:
             client.join(max(0.0, until - time.monotonic()))
         if any(client.is_alive() for client in clients):
             shared.wrong(f"clients have not ended {END_S:.0f} s after they were told to")
-        _, left = settled(bench, uids, shared.ids, before)
+        _, left = settled(bench, uids, shared.ids, before, is_alone=False)
         bench.destroy(probe)
         server.stop()
     return _told(looks, options.from_minute * 60, shared, left)
@@ -118,7 +118,7 @@ def _looks(bench: Bench, uids: range, shared: Shared, probe: str, seconds: float
     began_at = time.monotonic()
     looks: list[Look] = []
     while (at_s := time.monotonic() - began_at) < seconds:
-        now = held(bench, uids, list(shared.ids))
+        now = held(bench, uids, list(shared.ids), is_alone=False)
         runs, spawns = [], []
         for _ in range(PROBES):
             spawns.append(once(lambda: floors.spawn("/bin/bash", "-c", "true")))

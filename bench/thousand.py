@@ -109,7 +109,7 @@ class Thousand:
     def run(self) -> int:
         """Do everything; gives the exit code."""
         bench = self._server.bench()
-        before, _ = settled(bench, self._uids, (), held(bench, self._uids, ()))
+        before = held(bench, self._uids, (), is_alone=False)
         idle_bytes, free_bytes = self._memory(), free()
         self._each(self._names[:1], self._create)
         self._runs("one session", self._names[:1])
@@ -134,7 +134,7 @@ class Thousand:
         self._runs(f"restarted, {len(self._busy)} busy", idle)
         self._each(self._busy, self._end)
         self._each(self._names, self._destroy)
-        after, left = settled(self._server.bench(), self._uids, self._ids, before)
+        after, left = settled(self._server.bench(), self._uids, self._ids, before, is_alone=False)
         print(f"server: {before.server_bytes >> 20} MiB before, {after.server_bytes >> 20} after")
         return self._verdict(left)
 
