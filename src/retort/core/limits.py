@@ -50,6 +50,8 @@ class Usage:
         processes_peak: at the same time, where a control group counts them; else 0.
         read_bytes, written_bytes: block input and output; 0 on a tmpfs.
         cut_chars: characters of output dropped over the cap of spec R10.
+        host_cpu_wait_us: of that time, how long some task of the host waited for a processor; None
+            where the host kernel does not tell.
     """
 
     wall_ns: int = 0
@@ -61,6 +63,7 @@ class Usage:
     cut_chars: int = 0
     memory_peak_bytes: int = 0
     processes_peak: int = 0
+    host_cpu_wait_us: int | None = None
 
     def plus(self, other: Usage) -> Usage:
         """Add two usages: times and bytes add up, peaks take the larger."""
@@ -74,4 +77,9 @@ class Usage:
             cut_chars=self.cut_chars + other.cut_chars,
             memory_peak_bytes=max(self.memory_peak_bytes, other.memory_peak_bytes),
             processes_peak=max(self.processes_peak, other.processes_peak),
+            host_cpu_wait_us=_sum(self.host_cpu_wait_us, other.host_cpu_wait_us),
         )
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else one + other

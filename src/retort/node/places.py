@@ -16,6 +16,7 @@ from retort.core.limits import Limits
 from retort.errors import SandboxFault
 from retort.sandbox.cgroup import Groups
 from retort.sandbox.init import InitClient
+from retort.sandbox.pressure import CpuPressure
 from retort.sandbox.session_group import Mode, SessionGroup
 
 log = structlog.get_logger()
@@ -32,12 +33,14 @@ class Place:
         placed: done when init is in the group: no program starts before. None: nothing to wait for.
         scratch: a descriptor of /home/work, or -1; it stays the owner's.
         walls: what this host enforces, by name (docs/wire.md).
+        pressure: counts how long work on this host waited for a processor.
     """
 
     group: SessionGroup | None = None
     placed: asyncio.Future[None] | None = None
     scratch: int = -1
     walls: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    pressure: CpuPressure | None = None
 
     @property
     def is_scratch_full(self) -> bool:
@@ -66,11 +69,13 @@ class Places:
         self._groups = groups
         self._walls = {**walls, **walls_of(groups, caps_inodes=caps_inodes)}
         self._caps_inodes = caps_inodes
+        self._pressure = CpuPressure()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="retort-cgroup")
 
     def close(self) -> None:
         """Remove what is empty."""
         self._threads.shutdown(wait=True)
+        self._pressure.close()
         self._groups.close()
 
     async def make(
@@ -102,7 +107,7 @@ class Places:
             raise SandboxFault("scratch", str(exc)) from exc
         placed = asyncio.ensure_future(self._put(group, init_pid, client, cap_inodes))
         placed.add_done_callback(_retrieve)
-        return Place(group, placed, scratch, self._walls)
+        return Place(group, placed, scratch, self._walls, self._pressure)
 
     async def clear(self, place: Place) -> None:
         """Let go of a place whose sandbox has ended."""

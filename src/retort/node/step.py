@@ -43,6 +43,7 @@ class Step:
         is_repeated: it is the second try of a step that never ran.
         stop: why we ended it, if we did.
         is_interrupted: the user sent it SIGINT.
+        waited_us: the host's counter of waiting for processors when it was started.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Step:
     is_repeated: bool = False
     is_interrupted: bool = False
     stop: Stop | None = None
+    waited_us: int | None = None
 
     def close(self) -> None:
         """Take what was printed so far, and no more."""
@@ -135,6 +137,7 @@ class Stepper:
             raise
         pipes.started()
         self._watch(step)
+        step.waited_us = self._waited_us()  # after the start was sent: nobody waits for it
         return step, started
 
     def judge(self, step: Step, end: StepExit) -> StepResult:
@@ -146,7 +149,7 @@ class Stepper:
         is_out_of_cpu = end.signal == signal.SIGXCPU and bool(self._cpu_rlimit(step.run))
         return judge(
             end.wait_status,
-            usage_of(end, measured, cut),
+            usage_of(end, measured, cut, self._waited_since(step)),
             Counters(
                 oom_kills=measured.oom_kills,
                 is_own_limit=measured.is_own_limit,
@@ -166,6 +169,13 @@ class Stepper:
         if not self._is_out_of_memory:
             return StepResult(Outcome.INFRASTRUCTURE, OUR_FAULT_EXIT)
         return StepResult(Outcome.OUT_OF_MEMORY, 128 + signal.SIGKILL, signal.SIGKILL)
+
+    def _waited_us(self) -> int | None:
+        return self._place.pressure.waited_us() if self._place.pressure is not None else None
+
+    def _waited_since(self, step: Step) -> int | None:
+        now = self._waited_us()
+        return None if now is None or step.waited_us is None else max(0, now - step.waited_us)
 
     def _watch(self, step: Step) -> None:
         run, group = step.run, self._place.group

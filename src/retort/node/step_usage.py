@@ -9,7 +9,9 @@ from retort.sandbox.step_values import StepExit
 BLOCK_BYTES = 512  # the unit of ru_inblock and ru_oublock (getrusage(2))
 
 
-def usage_of(end: StepExit, measured: Measured, cut_chars: int) -> Usage:
+def usage_of(
+    end: StepExit, measured: Measured, cut_chars: int, host_cpu_wait_us: int | None = None
+) -> Usage:
     """Put a step's usage together.
 
     A group counts every process; rusage only the main one and those it waited for, so it is the
@@ -26,4 +28,5 @@ def usage_of(end: StepExit, measured: Measured, cut_chars: int) -> Usage:
         cut_chars=cut_chars,
         memory_peak_bytes=measured.memory_peak_bytes or max_rss_bytes,
         processes_peak=measured.processes_peak or 0,
+        host_cpu_wait_us=host_cpu_wait_us,
     )

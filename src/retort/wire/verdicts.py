@@ -30,6 +30,7 @@ class UsageObject(msgspec.Struct, frozen=True, rename="camel"):
     read_bytes: int
     written_bytes: int
     cut_chars: int
+    host_cpu_wait_us: int | None
 
 
 class Verdict(msgspec.Struct, frozen=True, rename="camel"):
@@ -63,6 +64,7 @@ def verdict_of(answer: Answer) -> Verdict | None:
             read_bytes=usage.read_bytes,
             written_bytes=usage.written_bytes,
             cut_chars=usage.cut_chars,
+            host_cpu_wait_us=usage.host_cpu_wait_us,
         ),
         walls=answer.walls or {},
     )
