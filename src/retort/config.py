@@ -185,6 +185,20 @@ class Repeats:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class VFolders:
+    """Virtual folders and what goes in and out of them."""
+
+    #: Bytes of one uploaded file.
+    file_bytes: int = 1024 * 1024 * MIB
+    #: Seconds for which the token of an upload or download is good, and an unfinished upload kept.
+    token_s: float = 86_400.0
+    #: Files and directories of a folder that `info` counts; of more it says that there are more.
+    counted_entries: int = 100_000
+    #: Host user id that owns what is in folders; only used as root, and never given to a session.
+    host_uid: int = 1_899_999_999
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Keys:
     """What a key that is made now may use; keys made before keep what they have."""
 
@@ -219,6 +233,8 @@ class Config:
     runs: Runs = dataclasses.field(default_factory=Runs)
     keys: Keys = dataclasses.field(default_factory=Keys)
     repeats: Repeats = dataclasses.field(default_factory=Repeats)
+
+    vfolders: VFolders = dataclasses.field(default_factory=VFolders)
 
     @property
     def limits(self) -> Limits:
@@ -447,6 +463,11 @@ def _check_ranges(config: Config) -> None:
             and sandbox.host_uid_first + sandbox.host_uid_count <= 4_294_967_295
         ),
         "sandbox.host_uid_count: must be at least 1": sandbox.host_uid_count < 1,
+        "vfolders.host_uid: must lie between 1 and 4294967294, and be no session's": not (
+            0 < config.vfolders.host_uid < 4_294_967_295
+        )
+        or 0 <= config.vfolders.host_uid - sandbox.host_uid_first < sandbox.host_uid_count,
+        "vfolders.token_s: must be at least an hour": config.vfolders.token_s < 3600,
         'sandbox.network: must be "none" or "host"': sandbox.network not in ("none", "host"),
         "runs.wall_s: must be above 0, or unset": config.runs.wall_s == 0,
     } | {

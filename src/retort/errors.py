@@ -14,7 +14,8 @@ RetortError
 │   │                            MethodNotAllowed
 │   ├── Conflict                 SessionExists, AmbiguousSession, VFolderExists, VFolderOperation,
 │   │                            OffsetMismatch
-│   ├── LimitExceeded            QuotaExceeded, RateLimited, ScratchFull
+│   ├── LimitExceeded            QuotaExceeded, RateLimited, ScratchFull,
+│   │                            VFolderFull
 │   └── Unavailable              NotSupported
 └── Fault                        we or the host broke; logged whole, the caller sees an id
     ├── SandboxFault             launcher, init or the kernel's side of a session
@@ -296,6 +297,12 @@ class ScratchFull(LimitExceeded):
     """The session's disk space is used up."""
 
     code = "scratch-full"
+
+
+class VFolderFull(LimitExceeded):
+    """The virtual folder is full."""
+
+    code = "vfolder-full"
 
 
 class Unavailable(RequestError):

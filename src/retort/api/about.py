@@ -7,6 +7,7 @@ from aiohttp import web
 from retort.api.answers import json_answer
 from retort.api.call import Call
 from retort.services.sessions import SessionService
+from retort.wire import vfolders
 from retort.wire.slots import SLOT_TYPES
 from retort.wire.versions import document, root_document
 
@@ -59,4 +60,4 @@ class AboutRoutes:
 
     async def vfolder_types(self, call: Call) -> web.StreamResponse:
         """Tell whose folders there may be."""
-        return json_answer(["user"])
+        return json_answer(list(vfolders.TYPES))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import re
 import secrets
 import time
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from aiohttp import EMPTY_PAYLOAD, StreamReader, web
@@ -26,7 +27,11 @@ from retort.api.once import Once
 from retort.api.routes import Route, RouteTable
 from retort.api.runs import RunRoutes
 from retort.api.sessions import SessionRoutes
+from retort.api.sharing import SharingRoutes
+from retort.api.storage import StorageRoutes
 from retort.api.stream import StreamRoutes
+from retort.api.tasks import TaskRoutes
+from retort.api.vfolders import VFolderRoutes
 from retort.core.ratelimit import WINDOW_S, RateLimiter, RateVerdict
 from retort.errors import BadHttp, Fault, MethodNotAllowed, RateLimited, RequestError
 from retort.wire.errors import Operation, Problem, problem
@@ -38,6 +43,7 @@ from retort.wire.versions import effective
 log = structlog.get_logger()
 
 REQUEST_TIMEOUT = 408
+_TOKEN = re.compile(r"([?&]token=)[^&]*")  # a secret, as long as it lasts
 ANONYMOUS_LIMIT = 1000  # requests in a window for all callers without a key (spec 4.3)
 
 
@@ -50,6 +56,10 @@ class Routes:
     runs: RunRoutes
     stream: StreamRoutes
     files: FileRoutes
+    vfolders: VFolderRoutes
+    sharing: SharingRoutes
+    storage: StorageRoutes
+    tasks: TaskRoutes
 
 
 def table_of(routes: Routes) -> RouteTable:
@@ -82,7 +92,52 @@ def table_of(routes: Routes) -> RouteTable:
     )
     table.add("GET", "/stream/session/*/execute", Route(routes.stream.execute))
     table.add("GET", "/output/*/*/*", Route(files.output_file, is_open=True))
+    _add_vfolders(table, routes)
     return table
+
+
+def _add_vfolders(table: RouteTable, routes: Routes) -> None:
+    """Add the routes of virtual folders (spec 10, 9.3); other spellings are aliases."""
+    folders, sharing, storage = routes.vfolders, routes.sharing, routes.storage
+    table.add("POST", "/folders", Route(folders.create))
+    table.add("GET", "/folders", Route(folders.listing))
+    table.add("DELETE", "/folders", Route(folders.delete_by_id))
+    table.add("GET", "/folders/_/hosts", Route(folders.hosts))
+    table.add("GET", "/folders/_/all_hosts", Route(folders.hosts))
+    table.add("GET", "/folders/_/all-hosts", Route(folders.hosts))
+    table.add("GET", "/folders/_/allowed_types", Route(folders.allowed_types))
+    table.add("GET", "/folders/_/allowed-types", Route(folders.allowed_types))
+    table.add("GET", "/folders/_/shared", Route(sharing.shared))
+    table.add("POST", "/folders/_/shared", Route(sharing.set_share))
+    table.add("GET", "/folders/invitations/list", Route(sharing.received))
+    table.add("GET", "/folders/invitations/list-sent", Route(sharing.sent))
+    table.add("GET", "/folders/invitations/list_sent", Route(sharing.sent))
+    table.add("POST", "/folders/invitations/accept", Route(sharing.accept))
+    table.add("DELETE", "/folders/invitations/delete", Route(sharing.withdraw))
+    table.add("POST", "/folders/invitations/update/*", Route(sharing.change))
+    table.add("GET", "/folders/*", Route(folders.info))
+    table.add("DELETE", "/folders/*", Route(folders.delete))
+    table.add("POST", "/folders/*/rename", Route(folders.rename))
+    table.add("POST", "/folders/*/update-options", Route(folders.update_options))
+    table.add("POST", "/folders/*/clone", Route(folders.clone))
+    table.add("POST", "/folders/*/leave", Route(sharing.leave))
+    table.add("POST", "/folders/*/invite", Route(sharing.invite))
+    table.add("POST", "/folders/*/share", Route(sharing.share))
+    table.add("DELETE", "/folders/*/unshare", Route(sharing.unshare))
+    table.add("GET", "/folders/*/files", Route(folders.files))
+    table.add("POST", "/folders/*/mkdir", Route(folders.mkdir))
+    table.add("POST", "/folders/*/rename-file", Route(folders.rename_file))
+    table.add("POST", "/folders/*/rename_file", Route(folders.rename_file))
+    table.add("POST", "/folders/*/move-file", Route(folders.move_file))
+    table.add("DELETE", "/folders/*/delete-files", Route(folders.delete_files))
+    table.add("DELETE", "/folders/*/delete_files", Route(folders.delete_files))
+    table.add("POST", "/folders/*/request-upload", Route(folders.request_upload))
+    table.add("POST", "/folders/*/request-download", Route(folders.request_download))
+    table.add("PATCH", "/storage/upload", Route(storage.append, is_open=True))
+    table.add("HEAD", "/storage/upload", Route(storage.offset, is_open=True))
+    table.add("OPTIONS", "/storage/upload", Route(storage.abilities, is_open=True))
+    table.add("GET", "/storage/download", Route(storage.download, is_open=True))
+    table.add("GET", "/events/background-task", Route(routes.tasks.events))
 
 
 class Api:
@@ -122,7 +177,7 @@ class Api:
         try:
             if request.method == "OPTIONS":
                 headers.update(self._anonymous_rate())
-                return web.Response(status=204, headers=headers | PREFLIGHT_HEADERS)
+                return await self._options(request, headers | PREFLIGHT_HEADERS)
             call, route = self._route(request)
             operation = route.operation
             if not route.is_open:
@@ -143,6 +198,18 @@ class Api:
             return _failed(request, exc, operation, headers)
         if not response.prepared:
             response.headers.update(headers)
+        return response
+
+    async def _options(
+        self, request: web.BaseRequest, headers: dict[str, str]
+    ) -> web.StreamResponse:
+        """Answer a browser's question before a request; uploads have more to tell."""
+        try:
+            call, route = self._route(request)
+        except RequestError:
+            return web.Response(status=204, headers=headers)
+        response = await route.handler(call)
+        response.headers.update(headers)
         return response
 
     async def _drain(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
@@ -231,7 +298,7 @@ def _failed(
             "request.failed",
             fault=fault_id,
             method=request.method,
-            target=request.raw_path[:512],
+            target=_TOKEN.sub(r"\1...", request.raw_path[:512]),
             exc_info=None if isinstance(exc, Fault) else exc,
             reason=str(exc),
         )
@@ -244,9 +311,9 @@ def _failed(
 
 
 def _abort(request: web.BaseRequest) -> None:
-    transport = request.transport
-    if isinstance(transport, asyncio.WriteTransport):
-        transport.abort()
+    if request.transport is not None:
+        # uvloop's transports are asyncio's by what they do, not by their class.
+        cast(asyncio.WriteTransport, request.transport).abort()
 
 
 def problem_response(found: Problem, headers: dict[str, str]) -> web.Response:

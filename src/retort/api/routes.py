@@ -68,7 +68,9 @@ class RouteTable:
         """
         for pattern, methods in self._by_length.get(len(segments), ()):
             if all(part in ("*", given) for part, given in zip(pattern, segments, strict=True)):
-                route = methods.get("GET" if method == "HEAD" else method)
+                route = methods.get(method)
+                if route is None and method == "HEAD":
+                    route = methods.get("GET")
                 if route is None:
                     raise MethodNotAllowed(method, tuple(sorted(methods)))
                 captured = tuple(

@@ -64,3 +64,20 @@ class Download:
     size: int
     chunks: Callable[[], AsyncIterator[bytes]]
     close: Callable[[], Awaitable[None]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A regular file of this host, open for reading; whoever has it closes it.
+
+    Attributes:
+        name: without directories.
+        fd: its descriptor.
+        size: bytes it had when it was opened.
+        modified_at: seconds since 1970.
+    """
+
+    name: str
+    fd: int
+    size: int
+    modified_at: float

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
-from retort.core.files import Download, FileUpload, Listing
+from retort.core.files import Download, FileUpload, Listing, OpenFile
 from retort.core.keypair import KeyPair
 from retort.core.limits import Usage
 from retort.core.reply import Reply, ReplyKey
 from retort.core.run import Answer, RunRequest
 from retort.core.session import Session, SessionStatus
-from retort.core.vfolder import Invitation, Share, VFolder
+from retort.core.vfolder import FolderUsage, Invitation, Share, VFolder
 
 
 class Clock(Protocol):
@@ -175,6 +175,138 @@ class ReplyStore(Protocol):
         """Keep an answer, so that it is there even if this process is killed at once.
 
         The owner's longest unused ones make room for it.
+        """
+        ...
+
+
+class VFolderDisk(Protocol):
+    """The files of virtual folders.
+
+    A folder is made out of sight, published when its record is there, discarded at once and emptied
+    later; each step may be repeated. Paths are relative to a folder's root. Every method that takes
+    a folder's id raises VFolderNotFound when it is not there; those that take a path raise
+    PathRefused for one that is none, and SandboxFault when the disk failed.
+    """
+
+    async def make(self, folder_id: uuid.UUID) -> None:
+        """Make an empty folder where nobody finds it yet."""
+        ...
+
+    async def publish(self, folder_id: uuid.UUID) -> None:
+        """Put a made folder in its place."""
+        ...
+
+    async def discard(self, folder_id: uuid.UUID) -> None:
+        """Take a folder away, made or published."""
+        ...
+
+    async def restore(self, folder_id: uuid.UUID) -> None:
+        """Take a discard back."""
+        ...
+
+    async def leftovers(self) -> tuple[Sequence[uuid.UUID], Sequence[uuid.UUID]]:
+        """List what was made but not published, and what was discarded but is not gone."""
+        ...
+
+    async def empty_trash(self) -> None:
+        """Remove what was discarded; what resists stays for the next time."""
+        ...
+
+    async def sweep(self) -> None:
+        """Remove old uploads, and what interrupted deletions of files left."""
+        ...
+
+    async def copy(
+        self,
+        source: uuid.UUID,
+        target: uuid.UUID,
+        *,
+        max_bytes: int | None,
+        max_inodes: int | None,
+        on_progress: Callable[[int, int], None],
+    ) -> None:
+        """Copy a folder's files into one that is made but not published.
+
+        Args:
+            on_progress: called with entries and bytes done so far, from any thread.
+
+        Raises VFolderFull; VFolderOperation for what cannot be copied.
+        """
+        ...
+
+    async def usage(self, folder_id: uuid.UUID) -> FolderUsage:
+        """Count what a folder holds, in bounded time."""
+        ...
+
+    async def listing(self, folder_id: uuid.UUID, path: str) -> Listing:
+        """List a directory. Raises PathNotFound, VFolderOperation."""
+        ...
+
+    async def mkdir(
+        self, folder_id: uuid.UUID, path: str, *, parents: bool, exist_ok: bool
+    ) -> None:
+        """Make a directory. Raises VFolderOperation: it exists, or a parent is missing."""
+        ...
+
+    async def rename(self, folder_id: uuid.UUID, path: str, new_name: str) -> None:
+        """Rename in place. Raises PathNotFound; VFolderOperation: the name is taken."""
+        ...
+
+    async def move(self, folder_id: uuid.UUID, source: str, target: str) -> None:
+        """Move, into `target` if that is a directory. Raises PathNotFound, VFolderOperation."""
+        ...
+
+    async def delete(self, folder_id: uuid.UUID, paths: Sequence[str], *, recursive: bool) -> None:
+        """Delete files, and directories if `recursive`; of unfit names, nothing is deleted.
+
+        Raises PathNotFound, VFolderOperation.
+        """
+        ...
+
+    async def is_directory(self, folder_id: uuid.UUID, path: str) -> bool:
+        """Tell a directory from a regular file. Raises PathNotFound, VFolderOperation."""
+        ...
+
+    async def open_file(self, folder_id: uuid.UUID, path: str) -> OpenFile:
+        """Open a regular file. Raises PathNotFound, VFolderOperation."""
+        ...
+
+    async def open_zip(self, folder_id: uuid.UUID, path: str, name: str) -> Download:
+        """Open a directory as a zip stream; `name` is the root's in it.
+
+        Raises PathNotFound, VFolderOperation, FileTooLarge.
+        """
+        ...
+
+    async def begin_upload(
+        self, folder_id: uuid.UUID, upload_id: str, path: str, size: int
+    ) -> None:
+        """Get ready for a file; an empty one appears at once. Raises VFolderOperation, VFolderFull.
+
+        Args:
+            upload_id: a name of hex digits that no other upload has.
+        """
+        ...
+
+    async def upload_offset(
+        self, folder_id: uuid.UUID, upload_id: str, path: str, size: int
+    ) -> int:
+        """Tell how much has come; a complete file is in place then. Raises PathNotFound."""
+        ...
+
+    async def append(
+        self,
+        folder_id: uuid.UUID,
+        upload_id: str,
+        path: str,
+        size: int,
+        offset: int,
+        chunks: AsyncIterator[bytes],
+    ) -> int:
+        """Add to an upload; give how much has come. Complete, the file appears in its place.
+
+        Raises OffsetMismatch, FileTooLarge, PathNotFound, VFolderOperation, VFolderFull, and
+        whatever `chunks` raises; what came before that stays.
         """
         ...
 

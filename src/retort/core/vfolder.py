@@ -85,6 +85,18 @@ class VFolder:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class NewVFolder:
+    """What is asked of a folder that is to be made; attributes as of VFolder."""
+
+    name: str
+    permission: Permission = Permission.WRITE
+    usage_mode: UsageMode = UsageMode.GENERAL
+    is_cloneable: bool = False
+    is_of_group: bool = False
+    max_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Share:
     """A folder's opening for one user: accepted invitation, or shared by an administrator."""
 
@@ -127,6 +139,21 @@ class SeenVFolder:
     permission: Permission
     access: Permission
     is_owner: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FolderUsage:
+    """What a folder holds.
+
+    Attributes:
+        bytes: disk space of its files.
+        entries: files, directories and everything else.
+        is_whole: False: there is more than was counted.
+    """
+
+    bytes: int
+    entries: int
+    is_whole: bool = True
 
 
 def seen_by(

@@ -192,9 +192,13 @@ class Archive(_Source):
             self._plan_tree(status)
         else:
             self._add(_Entry(-1, self._name, tarfile.REGTYPE, *_attributes(status), status.st_size))
-        total = 2 * _BLOCK + sum(self._header_bytes(e) + _padded(e.size) for e in self._entries)
-        self.size = -(-total // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+        self.size = self._total()
         self._tree.close_all()
+
+    def _total(self) -> int:
+        """Count the bytes of what is planned."""
+        total = 2 * _BLOCK + sum(self._header_bytes(e) + _padded(e.size) for e in self._entries)
+        return -(-total // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
     def close(self) -> None:
         """Release every descriptor; not while another thread is in `plan` or `read`."""

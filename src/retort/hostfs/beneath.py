@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+from collections.abc import Iterable
 from typing import Protocol
 
 from retort.errors import (
@@ -19,6 +20,8 @@ from retort.errors import (
     RetortError,
     SandboxFault,
     ScratchFull,
+    VFolderFull,
+    VFolderOperation,
 )
 
 #: include/uapi/linux/openat2.h
@@ -98,6 +101,32 @@ class BeneathPath:
         return [BeneathPath(self.parts[:end]) for end in range(1, len(self.parts))]
 
 
+def folder_path(text: str, *, may_be_root: bool = False) -> BeneathPath:
+    """Read a path within a virtual folder: relative to its root, by letter as `session_path`.
+
+    Raises:
+        PathRefused: empty, absolute, with a NUL, too long, not encodable, above the root; the
+            root itself, unless it may be.
+
+    Source: spec 10.1.
+    """
+    raw = _raw(text)
+    if raw.startswith(b"/"):
+        raise PathRefused("The path must be relative to the folder.")
+    parts: list[bytes] = []
+    for part in raw.split(b"/"):
+        if part == b"..":
+            if not parts:
+                raise PathRefused("The path is outside the folder.")
+            parts.pop()
+        elif part not in (b"", b"."):
+            parts.append(part)
+    if not parts and not may_be_root:
+        raise PathRefused("The path is the folder itself.")
+    _check_names(parts)
+    return BeneathPath(tuple(parts))
+
+
 def session_path(text: str, *, may_be_home: bool = False) -> BeneathPath:
     """Read a path of the API: relative to /home/work, or absolute below it.
 
@@ -113,16 +142,7 @@ def session_path(text: str, *, may_be_home: bool = False) -> BeneathPath:
 
     Source: spec 6.1 and 6.3; attacks D1.
     """
-    try:
-        raw = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raise PathRefused("The path is not valid Unicode.") from None
-    if not raw:
-        raise PathRefused("The path is empty.")
-    if b"\0" in raw:
-        raise PathRefused("The path has a NUL character.")
-    if len(raw) > PATH_BYTES:
-        raise PathRefused(f"The path is longer than {PATH_BYTES} bytes.")
+    raw = _raw(text)
     parts: list[bytes] = [] if raw.startswith(b"/") else list(HOME)
     for part in raw.split(b"/"):
         if part == b"..":
@@ -134,9 +154,27 @@ def session_path(text: str, *, may_be_home: bool = False) -> BeneathPath:
         raise PathRefused("The path is outside /home/work.")
     if not below and not may_be_home:
         raise PathRefused("The path is /home/work itself.")
-    if any(len(part) > NAME_BYTES for part in below):
-        raise PathRefused(f"A name in the path is longer than {NAME_BYTES} bytes.")
+    _check_names(below)
     return BeneathPath(below)
+
+
+def _raw(text: str) -> bytes:
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise PathRefused("The path is not valid Unicode.") from None
+    if not raw:
+        raise PathRefused("The path is empty.")
+    if b"\0" in raw:
+        raise PathRefused("The path has a NUL character.")
+    if len(raw) > PATH_BYTES:
+        raise PathRefused(f"The path is longer than {PATH_BYTES} bytes.")
+    return raw
+
+
+def _check_names(parts: Iterable[bytes]) -> None:
+    if any(len(part) > NAME_BYTES for part in parts):
+        raise PathRefused(f"A name in the path is longer than {NAME_BYTES} bytes.")
 
 
 _REFUSALS = {
@@ -175,13 +213,31 @@ def refusal(
         RetortError: PathRefused, ScratchFull or FileTooLarge; SandboxFault for an errno that no
             program can cause from inside.
     """
+    return _refusal(error, path.absolute, missing, ScratchFull)
+
+
+def folder_refusal(
+    error: OSError, path: BeneathPath, missing: type[RequestError] | None = None
+) -> RetortError:
+    """Say the same as `refusal` about a path of a virtual folder.
+
+    Returns:
+        RetortError: VFolderOperation in place of PathRefused, VFolderFull in place of ScratchFull.
+    """
+    found = _refusal(error, os.fsdecode(bytes(path)), missing, VFolderFull)
+    return VFolderOperation(found.message) if isinstance(found, PathRefused) else found
+
+
+def _refusal(
+    error: OSError, shown: str, missing: type[RequestError] | None, full: type[RequestError]
+) -> RetortError:
     code = error.errno
     if code == errno.ENOENT and missing is not None:
         return missing()
     if code in _FULL:
-        return ScratchFull()
+        return full()
     if code == errno.EFBIG:
         return FileTooLarge()
     if code in _REFUSALS:
-        return PathRefused(f"{path.absolute}: {_REFUSALS[code]}")
-    return SandboxFault("files", f"{path.absolute}: {error}")
+        return PathRefused(f"{shown}: {_REFUSALS[code]}")
+    return SandboxFault("files", f"{shown}: {error}")

@@ -75,11 +75,15 @@ class FolderTree:
 
     Args:
         root_fd: a directory opened O_RDONLY or O_PATH; stays the caller's, who closes it last.
+        owner: user and group that made directories get; None: whoever runs the server.
         walk: never use openat2, even where it exists.
     """
 
-    def __init__(self, root_fd: int, *, walk: bool = False) -> None:
+    def __init__(
+        self, root_fd: int, *, owner: tuple[int, int] | None = None, walk: bool = False
+    ) -> None:
         self._root = root_fd
+        self._owner = owner
         self._walks = walk or not has_openat2()
 
     async def open(self, path: bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
@@ -99,12 +103,16 @@ class FolderTree:
         parent = os.dup(self._root)
         try:
             for index, name in enumerate(names):
+                known = len(made)
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, mode, dir_fd=parent)
                     made.append(b"/".join(names[: index + 1]))
                 child = self._folder(name, resolve, at=parent)
                 os.close(parent)
                 parent = child
+                if self._owner is not None and len(made) > known:
+                    # By /proc, because a descriptor of O_PATH takes no fchown.
+                    os.chown(f"/proc/self/fd/{child}", *self._owner)
         except OSError:
             for folder in reversed(made):
                 with contextlib.suppress(OSError):

@@ -62,6 +62,10 @@ class Volume:
         """
         return self._open(f"{folder_id.hex}/data")
 
+    def open_made(self, folder_id: uuid.UUID) -> int:
+        """Open the root of a folder that is not published yet. Raises VFolderNotFound."""
+        return self._open(f"{_MAKING}/{folder_id.hex}/data")
+
     def open_uploads(self, folder_id: uuid.UUID) -> int:
         """Open where a folder's uploads are collected. Raises VFolderNotFound."""
         return self._open(f"{folder_id.hex}/uploads")

@@ -7,14 +7,12 @@ is in hostfs; here is what one session's calls do and which errors they raise.
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import dataclasses
 import functools
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TypeVar
+from collections.abc import AsyncIterator, Sequence
 
 from retort.core import faults
 from retort.core.files import Download, FileUpload, Listing
@@ -23,10 +21,8 @@ from retort.hostfs.archive import Archive, ArchiveLimits, SingleFile
 from retort.hostfs.beneath import BeneathPath, TreeOpener, refusal, session_path
 from retort.hostfs.listing import read_folder
 from retort.hostfs.staging import Staging, finished
+from retort.hostfs.stream import Stream, in_thread
 
-T = TypeVar("T")
-
-_INLINE_BYTES = 1024 * 1024  # a tmpfs reads that in 0.2 ms
 _TRIES = 16  # opens that a program's renames made the kernel unsure of (EAGAIN)
 
 
@@ -92,7 +88,7 @@ class SessionFiles:
             # is read again in a thread.
             entries, truncated = read_folder(fd, min(few, most))
             if truncated and few < most:
-                entries, truncated = await _in_thread(functools.partial(read_folder, fd, most))
+                entries, truncated = await in_thread(functools.partial(read_folder, fd, most))
         except OSError as exc:
             raise refusal(exc, where, PathNotFound) from exc
         finally:
@@ -131,7 +127,7 @@ class SessionFiles:
         return await self._planned(path, Archive(fd, path.name, self._archive_limits, links=links))
 
     async def _planned(self, path: BeneathPath, source: Archive | SingleFile) -> Download:
-        stream = _Stream(source, self._limits)
+        stream = Stream(source, self._limits.inline_entries)
         try:
             await stream.plan()
         except OSError as exc:
@@ -165,42 +161,3 @@ class SessionFiles:
             except OSError as exc:
                 raise refusal(exc, path, missing) from exc
         raise AssertionError("unreachable")
-
-
-class _Stream:
-    """A source that blocks, read from the event loop; one call at a time touches it."""
-
-    def __init__(self, source: Archive | SingleFile, limits: FileLimits) -> None:
-        self._source = source
-        self._limits = limits
-        self._lock = asyncio.Lock()
-
-    async def plan(self) -> None:
-        """Plan in a thread, which ends soon when the caller is cancelled."""
-        async with self._lock:
-            await _in_thread(self._source.plan, self._source.stop)
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Give the stream; the descriptors stay open until `close`."""
-        source = self._source
-        is_small = source.entries <= self._limits.inline_entries and source.size <= _INLINE_BYTES
-        while True:
-            async with self._lock:  # not over the yield: who stops listening there may close
-                chunk = source.read() if is_small else await _in_thread(source.read, source.stop)
-            if not chunk:
-                return
-            yield chunk
-
-    async def close(self) -> None:
-        """Release the descriptors; again does nothing."""
-        self._source.stop()
-        await finished(self._close())
-
-    async def _close(self) -> None:
-        async with self._lock:
-            self._source.close()
-
-
-async def _in_thread(work: Callable[[], T], stop: Callable[[], None] | None = None) -> T:
-    """Do something that blocks; when cancelled, wait for it, since it holds descriptors."""
-    return await finished(asyncio.get_running_loop().run_in_executor(None, work), stop)

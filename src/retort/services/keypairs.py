@@ -100,6 +100,21 @@ class KeyRing:
             return None
         return await self._ask(digest, lambda: self._store.get_by_token(digest))
 
+    async def user_of(self, email: str) -> KeyPair | None:
+        """Find a user by e-mail, letter case aside: the active key pair made first.
+
+        Asked in the store: who was just given a key is known, too. Raises StoreFault.
+        """
+        for pair in await self._store.all():
+            if pair.is_active and pair.email.casefold() == email.casefold():
+                return pair
+        return None
+
+    async def email_of(self, user_id: uuid.UUID) -> str | None:
+        """Find a user's e-mail. Raises StoreFault."""
+        pairs = await self._store.all()
+        return next((pair.email for pair in pairs if pair.user_id == user_id), None)
+
     # --- keeping up with the store -----------------------------------------------------------
 
     async def load(self) -> None:

@@ -44,12 +44,16 @@ class VFolderLookup:
             VFolderOperation: it is still being copied.
             StoreFault: the database failed.
         """
-        found = await self.find_any(caller, ref)
-        if not found.access.allows(needed):
-            raise VFolderNotFound
-        if found.folder.status is not VFolderStatus.READY:
-            raise VFolderOperation("The virtual folder is still being copied.")
-        return found
+        return _usable(await self.find_any(caller, ref), needed)
+
+    async def visible_by_id(
+        self, caller: KeyPair, folder_id: uuid.UUID, needed: Permission
+    ) -> SeenVFolder:
+        """Find a folder by its id alone; raises as `find`."""
+        for seen in await self.visible(caller):
+            if seen.folder.id == folder_id:
+                return _usable(seen, needed)
+        raise VFolderNotFound
 
     async def find_any(self, caller: KeyPair, ref: str) -> SeenVFolder:
         """Find a folder in whatever state. Raises VFolderNotFound, StoreFault."""
@@ -61,6 +65,14 @@ class VFolderLookup:
         if not named:
             raise VFolderNotFound
         return min(named, key=lambda seen: (not seen.is_owner, seen.folder.is_of_group))
+
+
+def _usable(found: SeenVFolder, needed: Permission) -> SeenVFolder:
+    if not found.access.allows(needed):
+        raise VFolderNotFound
+    if found.folder.status is not VFolderStatus.READY:
+        raise VFolderOperation("The virtual folder is still being copied.")
+    return found
 
 
 def _as_id(ref: str) -> uuid.UUID | None:

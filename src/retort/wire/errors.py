@@ -86,6 +86,7 @@ ROWS: Mapping[str, tuple[int, str]] = {
     "limit-exceeded": (412, "quota-exceeded"),
     "quota-exceeded": (412, "quota-exceeded"),
     "scratch-full": (412, "quota-exceeded"),
+    "vfolder-full": (412, "quota-exceeded"),
     "rate-limited": (429, "rate-limit-exceeded"),
     "unavailable": (503, "service-unavailable"),
     "not-supported": (503, "not-implemented"),

@@ -58,6 +58,7 @@ from retort.sql.replies import SqliteReplies
 from retort.sql.sessions import SqlSessions
 from retort.wiring.host import init_program
 from retort.wiring.store import SystemClock, open_database
+from retort.wiring.vfolders import open_vfolders
 
 log = structlog.get_logger()
 
@@ -128,7 +129,9 @@ async def _serve(
     )
     await sessions.bury("server-ended")
     run_service = RunService(sessions, placement, poll_s=runs.poll_s)
-    file_service = FileService(sessions, placement, secret=_secret(config.state.folder))
+    secret = _secret(config.state.folder)
+    file_service = FileService(sessions, placement, secret=secret)
+    vfolders = await open_vfolders(config, database, keys, clock, secret, stack)
     run_routes = RunRoutes(
         run_service,
         file_service,
@@ -143,6 +146,10 @@ async def _serve(
             run_routes,
             stream_routes,
             FileRoutes(file_service, UploadLimits(http.upload_files, http.upload_file_bytes)),
+            vfolders.folders,
+            vfolders.sharing,
+            vfolders.storage,
+            vfolders.tasks,
         ),
         Authenticator(keys, clock),
         Once(await _replies(config, clock, stack)),

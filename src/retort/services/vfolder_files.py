@@ -1,0 +1,214 @@
+"""The files of virtual folders: who may list, change, send and fetch them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from weakref import WeakValueDictionary
+
+from retort.core.files import Download, Listing, OpenFile
+from retort.core.keypair import KeyPair
+from retort.core.ports import Clock, VFolderDisk
+from retort.core.vfolder import Permission
+from retort.errors import FileTooLarge, NotPermitted, VFolderFull, VFolderOperation
+from retort.services.keypairs import KeyRing
+from retort.services.vfolder_tokens import Tokens, Transfer
+from retort.services.vfolders import VFolderLookup
+
+
+class VFolderFiles:
+    """Calls on files, and the two halves of each transfer: asked for by a key, done by a token.
+
+    Args:
+        secret: of this server; signs the tokens.
+        token_s: how long a token is good for.
+        max_file_bytes: of one upload.
+    """
+
+    def __init__(
+        self,
+        lookup: VFolderLookup,
+        disk: VFolderDisk,
+        keys: KeyRing,
+        clock: Clock,
+        *,
+        secret: bytes,
+        token_s: float,
+        max_file_bytes: int,
+    ) -> None:
+        self._lookup = lookup
+        self._disk = disk
+        self._keys = keys
+        self._clock = clock
+        self._tokens = Tokens(secret)
+        self._token_s = token_s
+        self.max_file_bytes = max_file_bytes
+        self._uploading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    # --- by key -----------------------------------------------------------------------------
+
+    async def listing(self, caller: KeyPair, ref: str, path: str) -> Listing:
+        """List a directory (spec 10.3); see `ports.VFolderDisk.listing`."""
+        return await self._disk.listing(await self._id(caller, ref), path)
+
+    async def mkdir(
+        self, caller: KeyPair, ref: str, path: str, *, parents: bool, exist_ok: bool
+    ) -> None:
+        """Make a directory."""
+        folder_id = await self._id(caller, ref, Permission.WRITE)
+        await self._disk.mkdir(folder_id, path, parents=parents, exist_ok=exist_ok)
+
+    async def rename(self, caller: KeyPair, ref: str, path: str, new_name: str) -> None:
+        """Give a file or directory another name."""
+        await self._disk.rename(await self._id(caller, ref, Permission.WRITE), path, new_name)
+
+    async def move(self, caller: KeyPair, ref: str, source: str, target: str) -> None:
+        """Move a file or directory."""
+        await self._disk.move(await self._id(caller, ref, Permission.WRITE), source, target)
+
+    async def delete(
+        self, caller: KeyPair, ref: str, paths: Sequence[str], *, recursive: bool
+    ) -> None:
+        """Delete files and directories."""
+        folder_id = await self._id(caller, ref, Permission.WRITE)
+        await self._disk.delete(folder_id, paths, recursive=recursive)
+
+    async def request_upload(self, caller: KeyPair, ref: str, path: str, size: int) -> str:
+        """Get ready for a file and give the token for its bytes; an empty one is there at once.
+
+        Raises:
+            FileTooLarge: more than one file may have.
+            VFolderFull: more than the folder's quota leaves.
+        """
+        seen = await self._lookup.find(caller, ref, Permission.WRITE)
+        if size > self.max_file_bytes:
+            raise FileTooLarge
+        if seen.folder.max_bytes is not None:
+            used = await self._disk.usage(seen.folder.id)
+            if used.bytes + size > seen.folder.max_bytes:
+                raise VFolderFull
+        upload_id = secrets.token_hex(16)
+        await self._disk.begin_upload(seen.folder.id, upload_id, path, size)
+        return self._sign(
+            Transfer(
+                "upload", caller.access_key, seen.folder.id, path, self._end(), size, upload_id
+            )
+        )
+
+    async def request_download(self, caller: KeyPair, ref: str, path: str, *, archive: bool) -> str:
+        """Check that something can be fetched, and give the token for it.
+
+        Args:
+            archive: a directory is fine, and sent as a zip.
+
+        Raises:
+            PathNotFound: it is not there.
+            VFolderOperation: a directory without `archive`.
+        """
+        folder_id = await self._id(caller, ref)
+        is_directory = await self._disk.is_directory(folder_id, path)
+        if is_directory and not archive:
+            raise VFolderOperation(f"{path}: it is a directory")
+        return self._sign(
+            Transfer(
+                "download",
+                caller.access_key,
+                folder_id,
+                path,
+                self._end(),
+                is_archive=is_directory,
+            )
+        )
+
+    # --- by token ---------------------------------------------------------------------------
+
+    async def upload_offset(self, token: str) -> tuple[int, int]:
+        """Tell how much of an upload has come, and its size. Raises NotPermitted, PathNotFound."""
+        transfer = await self._read(token, "upload", Permission.WRITE)
+        async with self._alone(transfer):
+            offset = await self._disk.upload_offset(
+                transfer.folder_id, transfer.upload_id, transfer.path, transfer.size
+            )
+        return offset, transfer.size
+
+    async def append(
+        self, token: str, offset: int, chunks: AsyncIterator[bytes], length: int | None
+    ) -> tuple[int, int]:
+        """Add to an upload; give how much has come, and its size.
+
+        Args:
+            length: what the caller says will come; None: not said.
+
+        Raises:
+            NotPermitted: the token does not allow it.
+            OffsetMismatch: the upload stands elsewhere.
+            FileTooLarge: more than the size would come.
+        """
+        transfer = await self._read(token, "upload", Permission.WRITE)
+        if length is not None and offset + length > transfer.size:
+            raise FileTooLarge("More would come than the upload's size")
+        async with self._alone(transfer):
+            stored = await self._disk.append(
+                transfer.folder_id,
+                transfer.upload_id,
+                transfer.path,
+                transfer.size,
+                offset,
+                chunks,
+            )
+        return stored, transfer.size
+
+    async def open_download(self, token: str) -> OpenFile | Download:
+        """Open what a token is for: a file, or a directory as a zip.
+
+        Raises:
+            NotPermitted: the token does not allow it.
+            PathNotFound, VFolderOperation: it has changed since.
+        """
+        transfer = await self._read(token, "download", Permission.READ)
+        if not transfer.is_archive:
+            return await self._disk.open_file(transfer.folder_id, transfer.path)
+        seen = await self._lookup.visible_by_id(
+            await self._caller(transfer), transfer.folder_id, Permission.READ
+        )
+        return await self._disk.open_zip(transfer.folder_id, transfer.path, seen.folder.name)
+
+    # --- below ------------------------------------------------------------------------------
+
+    async def _id(
+        self, caller: KeyPair, ref: str, needed: Permission = Permission.READ
+    ) -> uuid.UUID:
+        return (await self._lookup.find(caller, ref, needed)).folder.id
+
+    def _sign(self, transfer: Transfer) -> str:
+        return self._tokens.sign(transfer)
+
+    def _end(self) -> int:
+        return int(self._clock.now().timestamp() + self._token_s)
+
+    async def _read(self, token: str, operation: str, needed: Permission) -> Transfer:
+        """Read a token whose owner may still do what it says."""
+        transfer = self._tokens.read(token, operation, self._clock.now().timestamp())
+        caller = await self._caller(transfer)
+        await self._lookup.visible_by_id(caller, transfer.folder_id, needed)
+        return transfer
+
+    async def _caller(self, transfer: Transfer) -> KeyPair:
+        caller = self._keys.find(transfer.access_key) or await self._keys.lookup(
+            transfer.access_key
+        )
+        if caller is None:
+            raise NotPermitted("The token's key is not valid any more")
+        return caller
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, transfer: Transfer) -> AsyncIterator[None]:
+        """Wait until nobody else adds to the same upload."""
+        lock = self._uploading.get(transfer.upload_id)
+        if lock is None:
+            lock = self._uploading[transfer.upload_id] = asyncio.Lock()
+        async with lock:
+            yield

@@ -1,0 +1,115 @@
+"""Building what serves virtual folders."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+
+import structlog
+
+from retort.api.sharing import SharingRoutes
+from retort.api.storage import StorageRoutes
+from retort.api.tasks import TaskRoutes
+from retort.api.vfolders import VFolderRoutes
+from retort.config import Config
+from retort.core.ports import Clock, VFolderDisk
+from retort.hostfs.vfolder_disk import DiskLimits, HostVFolders
+from retort.hostfs.volume import Volume
+from retort.services.keypairs import KeyRing
+from retort.services.tasks import BackgroundTasks
+from retort.services.vfolder_files import VFolderFiles
+from retort.services.vfolder_life import VFolderService
+from retort.services.vfolder_sharing import VFolderSharing
+from retort.services.vfolders import VFolderLookup
+from retort.sql.engine import Database
+from retort.sql.vfolders import SqlVFolders
+
+log = structlog.get_logger()
+
+SWEEP_S = 3600.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VFolderParts:
+    """What others need of it.
+
+    Attributes:
+        volume: where the folders lie.
+        lookup: which folders a caller sees.
+    """
+
+    volume: Volume
+    lookup: VFolderLookup
+    folders: VFolderRoutes
+    sharing: SharingRoutes
+    storage: StorageRoutes
+    tasks: TaskRoutes
+
+
+async def open_vfolders(
+    config: Config,
+    database: Database,
+    keys: KeyRing,
+    clock: Clock,
+    secret: bytes,
+    stack: contextlib.AsyncExitStack,
+) -> VFolderParts:
+    """Build it, and finish what an earlier server was killed at.
+
+    Args:
+        stack: closes it all.
+
+    Raises:
+        StoreFault: the database failed.
+    """
+    uid = config.vfolders.host_uid
+    owner = (uid, uid) if os.geteuid() == 0 else None
+    volume = await asyncio.to_thread(Volume, config.state.folder / "folders", owner)
+    disk = HostVFolders(
+        volume,
+        DiskLimits(
+            listing_entries=config.http.listing_entries,
+            archive_entries=config.http.archive_entries,
+            counted_entries=config.vfolders.counted_entries,
+            upload_kept_s=config.vfolders.token_s,
+        ),
+    )
+    stack.callback(disk.close)
+    store, tasks = SqlVFolders(database), BackgroundTasks()
+    lookup = VFolderLookup(store)
+    life = VFolderService(store, disk, lookup, tasks, clock)
+    await life.recover()
+    files = VFolderFiles(
+        lookup,
+        disk,
+        keys,
+        clock,
+        secret=secret,
+        token_s=config.vfolders.token_s,
+        max_file_bytes=config.vfolders.file_bytes,
+    )
+    stack.push_async_callback(life.close)
+    stack.push_async_callback(tasks.close)
+    sweeping = asyncio.ensure_future(_sweep_forever(disk))
+    stack.callback(sweeping.cancel)
+    base_url, base_path = config.server.public_url, config.server.base_path
+    return VFolderParts(
+        volume,
+        lookup,
+        VFolderRoutes(life, files, base_url=base_url, base_path=base_path),
+        SharingRoutes(VFolderSharing(store, lookup, keys, clock)),
+        StorageRoutes(files),
+        TaskRoutes(tasks),
+    )
+
+
+async def _sweep_forever(disk: VFolderDisk) -> None:
+    """Remove what uploads and deletions left, now and every hour."""
+    while True:
+        try:
+            await disk.sweep()
+        except Exception as exc:  # the next time it may go
+            log.error("vfolder.sweep_failed", reason=str(exc))
+        await asyncio.sleep(SWEEP_S)
