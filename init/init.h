@@ -71,18 +71,40 @@ struct filter {
 bool filter_read(struct filter *filter, int fd);	/* false and errno: not a filter */
 bool filter_load(const struct filter *filter);		/* for this process and all it becomes */
 
-/* ---- inodes.c: the one other thing that this program can do ---- */
+/* ---- outside.c: the other things that this program can do, beside being an init ---- */
 
-struct inode_caps {
+struct visit {
 	pid_t pid;			/* of the sandbox's init, on the host */
 	int pidfd;
 	uid_t uid;			/* that made the sandbox */
+};
+int failed(const char *what);		/* says errno on stderr; an exit code */
+bool parse_number(const char *text, long most, long *number);	/* decimal, not negative */
+bool parse_visit(char **arguments, struct visit *visit);	/* of three strings */
+bool become(uid_t uid);
+bool enter_sandbox(const struct visit *visit);
+
+/* ---- inodes.c ---- */
+
+struct inode_caps {
+	struct visit visit;
 	char **places;			/* each a mount point and the number of its files */
 	int count;			/* of strings in places */
 };
-bool parse_number(const char *text, long most, long *number);	/* decimal, not negative */
 bool parse_inode_caps(int count, char **arguments, struct inode_caps *caps);
 int cap_inodes(int count, char **arguments);	/* an exit code */
+
+/* ---- mounts.c ---- */
+
+struct mounts {
+	struct visit visit;
+	bool is_mapped;			/* files of owner's appear as the sandbox's uid */
+	uid_t owner;
+	char **words;			/* each mount is four: access, source, below it, destination */
+	int count;			/* of mounts */
+};
+bool parse_mounts(int count, char **arguments, struct mounts *mounts);
+int mount_folders(int count, char **arguments);	/* an exit code */
 
 /* ---- exec.c: the standby child, and what it becomes ---- */
 

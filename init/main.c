@@ -3,6 +3,7 @@
  *
  *	retort-init LISTEN_FD [--filter FD] [--home DIR] [--no-openat2]
  *	retort-init --cap-inodes ...	outside of any sandbox, once for each: inodes.c
+ *	retort-init --mount ...		the same for those with mounts: mounts.c
  *
  * Theory of operation
  *
@@ -253,6 +254,8 @@ int main(int count, char **arguments)
 		die("PR_SET_DUMPABLE", errno);
 	if (count >= 2 && !strcmp(arguments[1], "--cap-inodes"))
 		return cap_inodes(count - 2, arguments + 2);
+	if (count >= 2 && !strcmp(arguments[1], "--mount"))
+		return mount_folders(count - 2, arguments + 2);
 	struct options options = parse_arguments(count, arguments);
 	struct filter filter = { 0 };
 	if (options.filter >= 0 && !filter_read(&filter, options.filter))

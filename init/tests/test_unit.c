@@ -247,7 +247,8 @@ static void caps_are_taken_apart(void)
 	struct inode_caps caps;
 
 	expect(parse_inode_caps(7, arguments, &caps));
-	expect(caps.pid == 17 && caps.pidfd == 5 && caps.uid == 4294967294u && caps.count == 4);
+	expect(caps.visit.pid == 17 && caps.visit.pidfd == 5 && caps.visit.uid == 4294967294u &&
+	       caps.count == 4);
 	expect(!strcmp(caps.places[2], "/home/work") && !strcmp(caps.places[3], "100"));
 }
 
@@ -271,8 +272,50 @@ static void caps_that_are_not_numbers_of_places_are_refused(void)
 	expect(!parses(5, (const char *[]){ "", "2", "3", "/tmp", "9" }));
 }
 
+/* ---- --mount ---- */
+
+static bool are_mounts(int count, const char *const *strings)
+{
+	struct mounts mounts;
+	char *arguments[16];
+
+	for (int i = 0; i < count; i++)
+		arguments[i] = (char *)strings[i];
+	return parse_mounts(count, arguments, &mounts);
+}
+
+static void mounts_are_taken_apart(void)
+{
+	char *arguments[] = { "17", "5", "1000", "77", "ro", "/a", ".", "/x",
+			      "rw", "/b", "c/d", "/y" };
+	struct mounts mounts;
+
+	expect(parse_mounts(12, arguments, &mounts));
+	expect(mounts.visit.uid == 1000 && mounts.is_mapped && mounts.owner == 77);
+	expect(mounts.count == 2 && !strcmp(mounts.words[6], "c/d"));
+	arguments[3] = "-";
+	expect(parse_mounts(8, arguments, &mounts) && !mounts.is_mapped && mounts.count == 1);
+}
+
+static void what_is_no_mount_is_refused(void)
+{
+	expect(are_mounts(8, (const char *[]){ "1", "2", "3", "-", "ro", "/a", ".", "/x" }));
+	expect(!are_mounts(0, NULL));
+	expect(!are_mounts(4, (const char *[]){ "1", "2", "3", "-" }));
+	expect(!are_mounts(7, (const char *[]){ "1", "2", "3", "-", "ro", "/a", "." }));
+	expect(!are_mounts(8, (const char *[]){ "1", "2", "3", "", "ro", "/a", ".", "/x" }));
+	expect(!are_mounts(8, (const char *[]){ "1", "2", "x", "-", "ro", "/a", ".", "/x" }));
+	expect(!are_mounts(8, (const char *[]){ "1", "2", "3", "-", "rx", "/a", ".", "/x" }));
+	expect(!are_mounts(8, (const char *[]){ "1", "2", "3", "-", "ro", "a", ".", "/x" }));
+	expect(!are_mounts(8, (const char *[]){ "1", "2", "3", "-", "ro", "/a", "", "/x" }));
+	expect(!are_mounts(8, (const char *[]){ "1", "2", "3", "-", "ro", "/a", "/b", "/x" }));
+	expect(!are_mounts(8, (const char *[]){ "1", "2", "3", "-", "ro", "/a", ".", "x" }));
+}
+
 int main(void)
 {
+	mounts_are_taken_apart();
+	what_is_no_mount_is_refused();
 	caps_are_taken_apart();
 	caps_that_are_not_numbers_of_places_are_refused();
 	strings_are_taken_one_by_one();

@@ -30,6 +30,7 @@ from retort.node.files import FileLimits, SessionFiles
 from retort.sandbox.host_uids import HostUids
 from retort.sandbox.init import InitClient
 from retort.sandbox.launcher import Launcher
+from retort.sandbox.mounts import mount_folders
 from retort.sandbox.rootfs import Base, build
 from retort.sandbox.step_values import ExecStep, StepExit
 from retort.sandbox.view import Mount, SandboxSpec
@@ -136,6 +137,7 @@ async def opened(init_base: Base, host_uids: HostUids | None, place: Path) -> As
         finally:
             os.close(fd)
         made.append((sandbox, client, uid))
+        await mount_folders(launcher, sandbox, spec.mounts)
         return Session(client, SessionFiles(client, limits or FileLimits()), uid)
 
     yield one

@@ -281,7 +281,6 @@ class Launcher:
             listener = theirs.enter_context(_listen(folder))
             info, ready, complaint = pipe(), pipe(), pipe()
             handed = Handed(listener.fileno(), ready[1], info[1], self._filter)
-            fds = [m.source for m in spec.mounts if isinstance(m.source, int)]
             # vfork, which costs the same whatever the size of the server, excludes setuid.
             uid = spec.host_uid if self._is_root and self._setpriv is None else None
             monitor = subprocess.Popen(
@@ -291,7 +290,7 @@ class Launcher:
                 stderr=complaint[1],
                 cwd="/",
                 env={},
-                pass_fds=(*handed.fds, *fds),
+                pass_fds=handed.fds,
                 start_new_session=True,
                 user=uid,
                 group=uid,

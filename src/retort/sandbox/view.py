@@ -37,16 +37,18 @@ USR_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  #: links into /u
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A host folder seen inside a sandbox.
+    """A host folder seen inside a sandbox; put there by mounts.py.
 
     Args:
-        source: a path, or an open descriptor of the folder (no name is resolved then).
+        source: a folder of the server's own, that nobody else can replace; absolute.
         destination: absolute, inside.
+        below: the folder in `source` that is meant, by relative path.
         read_only: no write, whatever the modes say.
     """
 
-    source: Path | int
+    source: Path
     destination: str
+    below: str = "."
     read_only: bool = True
 
 
@@ -61,7 +63,7 @@ class SandboxSpec:
         shm_bytes: size of `/dev/shm`.
         scratch_inodes: files and folders in `/home/work`; set by inodes.py, as bubblewrap cannot.
         tmp_inodes: in each of `/tmp`, `/var/tmp` and `/dev/shm`.
-        mounts: folders of the host, mounted last, in this order.
+        mounts: folders of the host; here their places are made, mounts.py fills them.
         host_uid: the kernel's uid (and gid) of everything inside; a must for a server that is
             root, and impossible for any other, whose sandboxes have its own uid.
         shares_network: programs have the host's network, all of it; for trusted use only.
@@ -131,7 +133,7 @@ def view(
         *_tmpfs("/var/tmp", spec.tmp_bytes, "1777"),  # noqa: S108
         *("--perms", "0755", "--dir", os.path.dirname(HOME)),  # noqa: PTH120
         *_tmpfs(HOME, spec.scratch_bytes, "0755"),
-        *_mounts(spec.mounts),
+        *_places(spec.mounts),
         *("--remount-ro", "/", "--chdir", HOME),
         *("--", INIT, str(handed.listener)),
         *(("--filter", str(handed.filter)) if handed.filter >= 0 else ()),
@@ -172,8 +174,7 @@ def masks_of(base: Base) -> Iterator[str]:
             yield from ("--ro-bind", str(base.empty), place)
 
 
-def _mounts(mounts: Sequence[Mount]) -> Iterator[str]:
+def _places(mounts: Sequence[Mount]) -> Iterator[str]:
+    """Make the mount points; a missing parent is made too."""
     for mount in mounts:
-        is_fd = isinstance(mount.source, int)
-        source = f"/proc/self/fd/{mount.source}" if is_fd else str(mount.source)
-        yield from ("--ro-bind" if mount.read_only else "--bind", source, mount.destination)
+        yield from ("--perms", "0755", "--dir", mount.destination)

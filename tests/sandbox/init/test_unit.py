@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 INIT = Path(__file__).parents[3] / "init"
-SOURCES = ("tests/test_unit.c", "util.c", "step.c", "beneath.c", "inodes.c")
+NAMES = ("tests/test_unit", "util", "step", "beneath", "inodes", "mounts", "outside")
+SOURCES = tuple(f"{name}.c" for name in NAMES)
 
 
 @pytest.mark.slow
