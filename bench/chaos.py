@@ -110,7 +110,10 @@ class Chaos:
                 folder,
                 "bench.chaos_server",
                 log=log.fileno(),
-                settings={"RETORT_SANDBOX_HOST_UID_FIRST": str(self._uids.start)},
+                settings={
+                    "RETORT_SANDBOX_HOST_UID_FIRST": str(self._uids.start),
+                    "RETORT_POOL_SIZE": "0",  # what it holds would look like something left
+                },
             )
             assert server.start()
             bench = server.bench()

@@ -29,6 +29,7 @@ from bench.programs import KINDS, Program
 from bench.server import Bench, running
 
 SETTINGS = {
+    "RETORT_POOL_SIZE": "0",  # what the pool holds would look like something left
     "RETORT_SANDBOX_SCRATCH_BYTES": "67108864",
     "RETORT_SANDBOX_TMP_BYTES": "16777216",
     "RETORT_SANDBOX_SHM_BYTES": "16777216",

@@ -87,7 +87,9 @@ def main() -> int:
     first_uid = 1_000_000_000 + random.randrange(10_000) * UID_COUNT
     uids = range(first_uid, first_uid + UID_COUNT)
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(folder, settings={"RETORT_SANDBOX_HOST_UID_FIRST": str(first_uid)})
+        settings = {"RETORT_SANDBOX_HOST_UID_FIRST": str(first_uid)}
+        settings["RETORT_POOL_SIZE"] = "0"  # what the pool holds would look like something left
+        server = Server(folder, settings=settings)
         assert server.start()
         try:
             return Thousand(server, uids, options.sessions, options.busy).run()

@@ -149,6 +149,20 @@ class Sandbox:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Pool:
+    """Sandboxes made ahead, so that a session with the default limits need not wait for its own."""
+
+    #: Sandboxes that may wait at a time, by demand; 0: each is made when it is asked for.
+    size: int = 16
+    #: Of these, how many wait also when nobody asked for a long time.
+    ready: int = 2
+    #: Bytes of memory that all of them may take; each is counted as 2 MiB.
+    memory_bytes: int = 64 * MIB
+    #: Bytes of memory that the host must have free; below, none waits and none is made ahead.
+    spare_bytes: int = 256 * MIB
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Runs:
     """How programs are run and watched."""
 
@@ -230,6 +244,7 @@ class Config:
     database: DatabaseSection = dataclasses.field(default_factory=DatabaseSection)
     http: Http = dataclasses.field(default_factory=Http)
     sandbox: Sandbox = dataclasses.field(default_factory=Sandbox)
+    pool: Pool = dataclasses.field(default_factory=Pool)
     runs: Runs = dataclasses.field(default_factory=Runs)
     keys: Keys = dataclasses.field(default_factory=Keys)
     repeats: Repeats = dataclasses.field(default_factory=Repeats)

@@ -444,7 +444,7 @@ async def test_a_killed_servers_sessions_are_ended_by_the_next(tmp_path: Path) -
             server.process.kill()
             await asyncio.to_thread(server.process.wait)
         assert processes_with(mark)
-    with running_server(tmp_path / "state") as server:
+    with running_server(tmp_path / "state", RETORT_POOL_SIZE="0") as server:
         assert not processes_with(mark)
         assert is_gone(pid)
         assert folders(server) == set()
@@ -460,5 +460,5 @@ async def test_a_folder_without_a_record_is_removed_at_the_start(tmp_path: Path)
         (tmp_path / "state" / "sessions" / folder).mkdir(parents=True)
         if text is not None:
             (tmp_path / "state" / "sessions" / folder / "identity").write_text(text)
-    with running_server(tmp_path / "state") as server:
+    with running_server(tmp_path / "state", RETORT_POOL_SIZE="0") as server:
         assert folders(server) == set()

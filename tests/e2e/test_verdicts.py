@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from tests.e2e.conftest import NewSession, Server, printed, run_to_end, running_server, upload
+from tests.e2e.running import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +28,14 @@ async def verdict(api: aiohttp.ClientSession, name: str, **options: Any) -> dict
 def groups_named(name: str) -> list[Path]:
     # Not rglob: groups of others vanish while it looks.
     return [Path(root, name) for root, folders, _ in os.walk("/sys/fs/cgroup") if name in folders]
+
+
+def group_of(server: Server, session_id: str) -> str:
+    """Give the name of a session's group: of the sandbox that it is, which may be older."""
+    pid = (server.state / "sessions" / session_id / "identity").read_text().split()[0]
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    (name,) = {line.rpartition("/")[2] for line in lines if "/retort-" in line}
+    return name
 
 
 def needs_groups(answer: dict[str, Any]) -> None:
@@ -255,12 +264,19 @@ async def test_the_servers_limit_holds_against_a_larger_one_of_the_request(stric
         assert (answer["status"], answer["limit"]) == ("exec-timeout", "wall")
 
 
-async def test_no_group_is_left_when_sessions_end(api: aiohttp.ClientSession) -> None:
+async def test_no_group_is_left_when_sessions_end(
+    api: aiohttp.ClientSession, server: Server
+) -> None:
     async with api.post("/session", json={"name": "gone-soon", "image": "bash"}) as made:
         session_id = (await made.json())["sessionId"]
     answer = await verdict(api, "gone-soon", exec="true")
     needs_groups(answer)
-    assert groups_named(session_id)
+    name = group_of(server, session_id)
+    assert groups_named(name)
     async with api.delete("/session/gone-soon") as done:
         assert done.status == 200
-    assert not groups_named(session_id)
+
+    async def is_gone() -> bool:  # after the answer
+        return not groups_named(name)
+
+    await wait_for(is_gone)

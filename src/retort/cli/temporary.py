@@ -46,6 +46,7 @@ async def temporary_server(environ: Mapping[str, str]) -> AsyncIterator[Temporar
                 "state.folder": folder,
                 "server.host": "127.0.0.1",
                 "server.port": 0,
+                "pool.size": 0,
                 "http.upload_file_bytes": UPLOAD_BYTES,
             },
             environ={name: text for name, text in environ.items() if name.startswith(SECTIONS)}

@@ -23,7 +23,7 @@ class Point(enum.Enum):
     REQUEST_DONE = "request-done"  #: a request with a token is done, and its answer not yet kept
     ANSWER_KEPT = "answer-kept"  #: its answer is kept for its token, and not written
     DESTROYING = "destroying"  #: a session is being ended, and lives
-    DESTROYED = "destroyed"  #: nothing of it is left but its record
+    DESTROYED = "destroyed"  #: it is being killed, and its record not written yet
 
 
 def reached(point: Point) -> None:

@@ -9,10 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
-import os
-import resource
-import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -22,28 +18,21 @@ import structlog
 from retort.core import faults
 from retort.core.files import Download, FileUpload, Listing
 from retort.core.image import Catalogue, Image, environment
-from retort.core.limits import Limits, Usage
+from retort.core.limits import Usage
 from retort.core.run import Answer, Mode, RunRequest
 from retort.core.session import Session
 from retort.errors import RunNotFound, SandboxFault, SessionNotFound
+from retort.node.boxes import Box, Boxes
 from retort.node.files import FileLimits, SessionFiles
-from retort.node.leftovers import remember
-from retort.node.places import Place, Places, counts_by_namespace
+from retort.node.pool import Pool
 from retort.node.runner import Runner, RunSettings
 from retort.node.watched_run import WatchedRun
-from retort.sandbox.host_uids import HostUids
-from retort.sandbox.init import InitClient
-from retort.sandbox.inodes import cap_inodes
-from retort.sandbox.launcher import Launcher, Sandbox
-from retort.sandbox.view import SandboxSpec
 
 log = structlog.get_logger()
 
-CONNECT_S = 10.0
 SWEEP_S = 30.0  # how often ended runs that nobody fetched are looked for
 BOOTSTRAP_S = 300.0
-NPROC_MARGIN = 128  # between the group's limit of processes and the second wall, RLIMIT_NPROC
-INODE_SHARE_BYTES = 16 * 1024  # of the memory for each file: an empty one costs 1 KiB and more
+MAX_CLEARING = 64  # ended sessions of which something is left
 MAX_FALLEN = 64  # lost sessions whose last answers are kept
 RESTART_S = 10.0  # a process that outlives its SIGKILL for so long sits in the kernel
 
@@ -53,90 +42,63 @@ class _Held:
     """A session on this node."""
 
     session: Session
-    sandbox: Sandbox
-    client: InitClient
+    box: Box
     runner: Runner
     files: SessionFiles
-    host_uid: int | None
-    place: Place
 
 
 class LocalNode:
     """Sessions as sandboxes on this machine.
 
     Args:
+        boxes: makes their sandboxes.
+        pool: has some of them ready.
         folder: where sandboxes have their sockets; the server's own, mode 0700.
-        host_uids: None when the server is not root.
-        places: makes the control groups of sessions.
-        shares_network: sessions have the host's network.
         on_lost: told when a session's sandbox ended by itself, with the reason.
     """
 
     def __init__(
         self,
-        launcher: Launcher,
+        boxes: Boxes,
+        pool: Pool,
         catalogue: Catalogue,
         folder: Path,
         *,
-        host_uids: HostUids | None,
         runs: RunSettings,
         files: FileLimits,
         flush_s: float,
-        places: Places,
-        shares_network: bool,
         on_lost: Callable[[uuid.UUID, str], None],
     ) -> None:
-        self._launcher = launcher
+        self._boxes = boxes
+        self._pool = pool
         self._catalogue = catalogue
         self._folder = folder
-        self._host_uids = host_uids
         self._run_settings = runs
         self._file_limits = files
         self._flush_s = flush_s
-        self._places = places
-        self._shares_network = shares_network
         self._on_lost = on_lost
         self._held: dict[uuid.UUID, _Held] = {}
         self._fallen: dict[uuid.UUID, Runner] = {}  # of lost sessions, the oldest first
-        self._clearing: set[asyncio.Task[None]] = set()  # what is left of lost sessions
+        self._clearing: set[asyncio.Task[None]] = set()  # what is left of ended sessions
+        self._clearers = asyncio.Semaphore(MAX_CLEARING)
 
     # --- sessions -----------------------------------------------------------------------
 
     async def create(self, session: Session) -> None:
         """Make a session's sandbox; see `ports.Node`."""
         image = self._catalogue.resolve(session.image)
-        host_uid = self._host_uids.acquire() if self._host_uids is not None else None
         folder = self._folder / str(session.id)
-        sandbox: Sandbox | None = None
-        client: InitClient | None = None
-        try:
-            spec = _spec(session, host_uid, shares_network=self._shares_network)
-            sandbox = await self._launcher.start(spec, folder)
-            faults.reached(faults.Point.LAUNCHED)
-            remember(sandbox)
-            client = await InitClient.connect(
-                os.fsencode(sandbox.socket_path),
-                timeout_s=CONNECT_S,
-                on_lost=lambda exc: self._lost(session.id, exc),
-            )
-            place = await self._places.make(
-                str(session.id),
-                session.limits,
-                sandbox.pid,
-                client,
-                functools.partial(cap_inodes, self._launcher, sandbox, spec),
-            )
-        except BaseException:
-            if client is not None:
-                client.close()
-            await self._clear(sandbox, folder, host_uid, None)
-            raise
-        held = self._hold(session, image, sandbox, client, host_uid, place)
+        if (box := self._pool.take(session.limits)) is not None:
+            box.move(folder)
+        else:
+            box = await self._boxes.make(session.limits, folder)
+        held = self._hold(session, image, box)
         self._held[session.id] = held
+        box.loss.tell(lambda exc: self._lost(session.id, exc))
         try:
             if session.bootstrap_script:
                 await self._bootstrap(held, session.bootstrap_script)
-            if session.id not in self._held:
+            if box.loss.has_happened or session.id not in self._held:
                 raise SandboxFault("create", "init ended while the session started")
         except BaseException:
             with contextlib.suppress(SessionNotFound):  # its init ended, and `_lost` clears it
@@ -144,15 +106,19 @@ class LocalNode:
             raise
 
     async def destroy(self, session_id: uuid.UUID) -> Usage:
-        """Kill everything in a session and delete its files."""
+        """Kill everything in a session and delete its files.
+
+        Everything in it has been sent its SIGKILL when this returns; what takes time, waiting for
+        the end of the last process and giving back its place, goes on in the background, for at
+        most `MAX_CLEARING` sessions at a time: beyond that, callers wait for their turn.
+        """
         held = self._held.pop(session_id, None)
         if held is None:
             raise SessionNotFound
         held.runner.cancel_all()
-        held.client.close()
         usage = held.runner.usage
         faults.reached(faults.Point.DESTROYING)
-        await self._clear(held.sandbox, held.sandbox.folder, held.host_uid, held.place)
+        await self._clear_soon(held.box)
         return usage
 
     async def restart(self, session_id: uuid.UUID) -> None:
@@ -180,9 +146,9 @@ class LocalNode:
         for result in await asyncio.gather(*endings, return_exceptions=True):
             if isinstance(result, BaseException):
                 log.error("session.unended", reason=str(result))
+        await self._pool.close()
         await asyncio.gather(*self._clearing, return_exceptions=True)
-        self._launcher.close()
-        await asyncio.to_thread(self._places.close)
+        await asyncio.to_thread(self._boxes.close)
 
     async def sweep_forever(self) -> None:
         """Drop what nobody fetched (R16): one timer for all sessions."""
@@ -194,6 +160,10 @@ class LocalNode:
                 runner.forget_old()
                 if not runner.has_answers:
                     del self._fallen[session_id]
+
+    async def fill_forever(self) -> None:
+        """Have sandboxes ready for sessions to come."""
+        await self._pool.fill_forever()
 
     # --- runs ---------------------------------------------------------------------------
 
@@ -244,29 +214,16 @@ class LocalNode:
             raise SessionNotFound
         return held
 
-    def _hold(
-        self,
-        session: Session,
-        image: Image,
-        sandbox: Sandbox,
-        client: InitClient,
-        host_uid: int | None,
-        place: Place,
-    ) -> _Held:
+    def _hold(self, session: Session, image: Image, box: Box) -> _Held:
         runner = Runner(
-            client,
+            box.client,
             image,
             environment(session.environ),
-            _rlimits(
-                session.limits,
-                counts_processes=host_uid is not None or counts_by_namespace(),
-                has_group=place.group is not None,
-            ),
+            box.rlimits,
             self._run_settings,
-            place,
+            box.place,
         )
-        files = SessionFiles(client, self._file_limits)
-        return _Held(session, sandbox, client, runner, files, host_uid, place)
+        return _Held(session, box, runner, SessionFiles(box.client, self._file_limits))
 
     async def _bootstrap(self, held: _Held, script: str) -> None:
         """Run the user's bootstrap script before the session is ready (spec 7.1).
@@ -294,75 +251,20 @@ class LocalNode:
         if len(self._fallen) > MAX_FALLEN:
             del self._fallen[next(iter(self._fallen))]
         self._on_lost(session_id, reason)  # at once: its name must not lead to a dead session
-        clearing = self._clear(held.sandbox, held.sandbox.folder, held.host_uid, held.place)
-        task = asyncio.ensure_future(clearing)
+        self._clear_in_background(held.box)
+
+    async def _clear_soon(self, box: Box) -> None:
+        box.kill()
+        await self._clearers.acquire()
+        self._clear_in_background(box).add_done_callback(lambda _: self._clearers.release())
+
+    def _clear_in_background(self, box: Box) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(self._boxes.clear(box))
         self._clearing.add(task)
         task.add_done_callback(self._cleared)
+        return task
 
     def _cleared(self, task: asyncio.Task[None]) -> None:
         self._clearing.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("session.unended", reason=str(error))
-
-    async def _clear(
-        self, sandbox: Sandbox | None, folder: Path, host_uid: int | None, place: Place | None
-    ) -> None:
-        if sandbox is not None:
-            await self._launcher.kill(sandbox)
-        if place is not None:
-            await self._places.clear(place)
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        if self._host_uids is not None and host_uid is not None:
-            self._host_uids.release(host_uid)
-
-
-def _spec(session: Session, host_uid: int | None, *, shares_network: bool) -> SandboxSpec:
-    limits = session.limits
-    # Files on a tmpfs are memory: all of them together must leave some for programs and init.
-    half, part = limits.memory_bytes // 2, limits.memory_bytes // 8
-    return SandboxSpec(
-        hostname="main1",
-        scratch_bytes=min(limits.scratch_bytes, half),
-        tmp_bytes=min(limits.tmp_bytes, part),
-        shm_bytes=min(limits.shm_bytes, part),
-        scratch_inodes=min(limits.scratch_inodes, limits.memory_bytes // INODE_SHARE_BYTES),
-        tmp_inodes=min(limits.tmp_inodes, limits.memory_bytes // (8 * INODE_SHARE_BYTES)),
-        host_uid=host_uid,
-        shares_network=shares_network,
-    )
-
-
-def _rlimits(
-    limits: Limits, *, counts_processes: bool, has_group: bool
-) -> tuple[tuple[int, int, int], ...]:
-    """Give each program's limits for setrlimit(2): soft and hard alike.
-
-    None is above the server's own, which no program could be given.
-    """
-    wanted = {
-        resource.RLIMIT_CORE: _core_limit(),
-        resource.RLIMIT_NOFILE: limits.open_files,
-        resource.RLIMIT_FSIZE: limits.file_bytes,
-        resource.RLIMIT_STACK: limits.stack_bytes,
-        resource.RLIMIT_MEMLOCK: 64 * 1024,
-    }
-    if counts_processes:
-        # A group's limit comes first, for it also counts what it refuses.
-        wanted[resource.RLIMIT_NPROC] = limits.processes + (NPROC_MARGIN if has_group else 0)
-    possible = ((number, _at_most_own(number, value)) for number, value in wanted.items())
-    return tuple((number, value, value) for number, value in possible)
-
-
-def _at_most_own(number: int, value: int) -> int:
-    hard = resource.getrlimit(number)[1]
-    return value if hard == resource.RLIM_INFINITY else min(value, hard)
-
-
-def _core_limit() -> int:
-    """Give the limit under which no core is ever written, nor piped to a handler of the host.
-
-    A piped `core_pattern` is run whatever the limit, unless that is exactly 1 byte, which is also
-    too little for any file (core(5), fs/coredump.c). Where it cannot be raised to that, 0.
-    """
-    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
-    return 1 if hard == resource.RLIM_INFINITY or hard >= 1 else 0

@@ -178,19 +178,20 @@ class SessionService:
         return request, None
 
     async def _start(self, session: Session) -> Session:
-        is_recorded = False
+        is_placed = False
         try:
             node = await self._placement.place(session)
-            await self._store.add(session)
-            is_recorded = True
+            is_placed = True
             await node.create(session)
             faults.reached(faults.Point.CREATED)
-            if session.id not in self._live:
-                raise SandboxFault("create", "the sandbox ended while it was being made")
+            self._refuse_ended(session)
             session = self._move(session.id, SessionStatus.RUNNING)
-            await self._store.update(session)
+            # Once, and before the answer: what had only begun when the server was killed is no
+            # session, and its sandbox is swept away.
+            await self._store.add(session)
+            self._refuse_ended(session)
         except BaseException as exc:
-            self._failed(session, exc, is_recorded=is_recorded)
+            self._failed(session, exc, is_placed=is_placed)
             raise
         finally:
             del self._starting[session.id]
@@ -227,12 +228,16 @@ class SessionService:
         )
         return session.moved(SessionStatus.PREPARING, now)
 
-    def _failed(self, session: Session, exc: BaseException, *, is_recorded: bool) -> None:
+    def _refuse_ended(self, session: Session) -> None:
+        if session.id not in self._live:
+            raise SandboxFault("create", "the sandbox ended while it was being made")
+
+    def _failed(self, session: Session, exc: BaseException, *, is_placed: bool) -> None:
         self._drop(session.id)
         if session.status is SessionStatus.RUNNING:  # only the record could not be written
             self._in_background(self._end_quietly(session.id))
-        if is_recorded:
-            self._in_background(self._record(self._ended(session, "failed-to-start")))
+        if is_placed:
+            self._in_background(self._record_new(self._ended(session, "failed-to-start")))
         if isinstance(exc, asyncio.CancelledError):
             log.info("session.cancelled", session=str(session.id))
         else:
@@ -303,6 +308,8 @@ class SessionService:
         if len(self._fallen) > MAX_FALLEN:
             del self._fallen[next(iter(self._fallen))]
         log.error("session.lost", session=str(session_id), reason=reason)
+        if session_id in self._starting:
+            return  # `_start` finds out, and records it
         self._in_background(self._record(self._ended(session, f"sandbox-lost: {reason}")))
 
     async def bury(self, reason: str) -> None:
@@ -342,6 +349,15 @@ class SessionService:
         try:
             await self._store.update(session)
         except RetortError as exc:  # the session is gone either way; the record is for people
+            log.error("session.unrecorded", session=str(session.id), reason=str(exc))
+
+    async def _record_new(self, session: Session) -> None:
+        """Record one that ended before, or while, it was recorded for the first time."""
+        try:
+            await self._store.add(session)
+        except Conflict:
+            await self._record(session)
+        except RetortError as exc:
             log.error("session.unrecorded", session=str(session.id), reason=str(exc))
 
     # --- memory -------------------------------------------------------------------------

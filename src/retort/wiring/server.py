@@ -34,9 +34,11 @@ from retort.core.limits import Limits
 from retort.core.run import RunLimits
 from retort.errors import RetortError, SandboxFault
 from retort.node.agent import LocalNode
+from retort.node.boxes import Boxes
 from retort.node.files import FileLimits
 from retort.node.leftovers import end_leftovers
 from retort.node.places import Places
+from retort.node.pool import Pool, PoolSettings, free_memory_bytes
 from retort.node.runner import RunSettings
 from retort.placement.local import LocalPlacement, machine_memory_bytes
 from retort.sandbox.cgroup import find
@@ -162,6 +164,7 @@ async def _serve(
     stack.push_async_callback(sessions.end_all, "server-stopped")
     chores: list[Coroutine[None, None, None]] = [
         node.sweep_forever(),
+        node.fill_forever(),
         _refresh_forever(keys),
         _forget_forever(SqlSessions(database), clock),
     ]
@@ -216,11 +219,24 @@ async def _local_node(
     if (why := await why_uncapped(launcher, folder / "trial", trial_uid)) is not None:
         log.warning("inodes.uncapped", reason=why)
     sandbox, http, runs = config.sandbox, config.http, config.runs
-    return LocalNode(
+    boxes = Boxes(
         launcher,
+        Places(groups, _walls(config, has_filter=seccomp is not None), caps_inodes=why is None),
+        host_uids=HostUids(sandbox.host_uid_first, sandbox.host_uid_count) if is_root else None,
+        shares_network=sandbox.network == "host",
+    )
+    pool = Pool(
+        boxes,
+        folder,
+        _default_limits(config),
+        PoolSettings(**dataclasses.asdict(config.pool)),
+        free_bytes=free_memory_bytes,
+    )
+    return LocalNode(
+        boxes,
+        pool,
         catalogue,
         folder,
-        host_uids=HostUids(sandbox.host_uid_first, sandbox.host_uid_count) if is_root else None,
         runs=RunSettings(
             output_chars=runs.output_chars,
             forget_s=runs.forget_s,
@@ -235,10 +251,6 @@ async def _local_node(
             max_part_bytes=http.download_part_bytes,
         ),
         flush_s=runs.flush_s,
-        places=Places(
-            groups, _walls(config, has_filter=seccomp is not None), caps_inodes=why is None
-        ),
-        shares_network=sandbox.network == "host",
         on_lost=on_lost,
     )
 

@@ -31,12 +31,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "RETORT_SANDBOX_TMP_BYTES": str(SMALL_TMP),
         "RETORT_SANDBOX_SHM_BYTES": str(SMALL_TMP),
         "RETORT_RUNS_WALL_S": "60",
+        "RETORT_POOL_SIZE": "0",  # the host is compared before and after each test
         "SECRET": SECRET,
     }
     if "RETORT_LONG" in os.environ:
         settings["RETORT_SANDBOX_SCRATCH_INODES"] = "2000000"
     with running_server(tmp_path_factory.mktemp("attacked") / "state", **settings) as running:
         asyncio.run(_warm_up(running))
+        ends_at = time.monotonic() + SETTLE_S
+        while any((running.state / "sessions").iterdir()) and time.monotonic() < ends_at:
+            time.sleep(0.01)
         yield running
 
 

@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 
 from retort.core.image import Catalogue, Image, ImageKind, ImageRef
+from retort.core.limits import Limits
 from retort.core.run import Mode, RunRequest
 from retort.core.session import Session, SessionStatus
 from retort.errors import ImageNotFound, SandboxFault, SessionNotFound
-from retort.node import agent
+from retort.node import boxes
 from retort.node.agent import LocalNode
+from retort.node.boxes import Boxes
 from retort.node.files import FileLimits
 from retort.node.places import Places
+from retort.node.pool import Pool, PoolSettings
 from retort.node.runner import RunSettings
 from retort.sandbox.cgroup import Groups
 from retort.sandbox.host_uids import HostUids
@@ -53,16 +56,21 @@ def launcher() -> Launcher:
 @pytest.fixture
 async def node(launcher: Launcher, tmp_path: Path) -> LocalNode:
     images = Catalogue([Image(ImageRef.parse("bash:5"), ImageKind.BASH)])
-    return LocalNode(
+    made = Boxes(
         launcher,  # type: ignore[arg-type]
+        Places(Groups(GroupMode.NONE, {}), {}),
+        host_uids=HostUids(5000, 1),
+        shares_network=False,
+    )
+    pool = Pool(made, tmp_path, Limits(), PoolSettings(), free_bytes=lambda: 1 << 40)
+    return LocalNode(
+        made,
+        pool,
         images,
         tmp_path,
-        host_uids=HostUids(5000, 1),
         runs=RunSettings(),
         files=FileLimits(),
         flush_s=0.2,
-        places=Places(Groups(GroupMode.NONE, {}), {}),
-        shares_network=False,
         on_lost=lambda session_id, reason: None,
     )
 
@@ -87,7 +95,7 @@ async def test_a_sandbox_that_cannot_start_leaves_neither_folder_nor_uid_taken(
 async def test_a_sandbox_whose_init_does_not_answer_is_ended(
     node: LocalNode, launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent, "CONNECT_S", 0.05)
+    monkeypatch.setattr(boxes, "CONNECT_S", 0.05)
     for count in (1, 2):
         with pytest.raises(SandboxFault, match="init"):
             await node.create(session())

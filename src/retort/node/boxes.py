@@ -1,0 +1,225 @@
+"""Sandboxes with all that a session needs of them: init's client, control group, host uid.
+
+Made and cleared here. Whose they are is agent.py's and pool.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from retort.core import faults
+from retort.core.limits import Limits
+from retort.node.leftovers import remember
+from retort.node.places import Place, Places, counts_by_namespace
+from retort.node.step import RLimits
+from retort.sandbox.host_uids import HostUids
+from retort.sandbox.init import InitClient
+from retort.sandbox.inodes import cap_inodes
+from retort.sandbox.launcher import SOCKET_NAME, Launcher, Sandbox
+from retort.sandbox.view import SandboxSpec
+
+CONNECT_S = 10.0
+NPROC_MARGIN = 128  # between the group's limit of processes and the second wall, RLIMIT_NPROC
+INODE_SHARE_BYTES = 16 * 1024  # of the memory for each file: an empty one costs 1 KiB and more
+
+Tell = Callable[[Exception | None], None]
+
+
+class Loss:
+    """Remembers that a sandbox's init went away, and tells who owns it at that time."""
+
+    __slots__ = ("_tell", "has_happened")
+
+    def __init__(self) -> None:
+        self.has_happened = False
+        self._tell: Tell | None = None
+
+    def __call__(self, exc: Exception | None) -> None:
+        """Take note; `exc` is None when init simply ended."""
+        self.has_happened = True
+        if self._tell is not None:
+            self._tell(exc)
+
+    def tell(self, owner: Tell) -> None:
+        """Name who wants to know from now on."""
+        self._tell = owner
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Box:
+    """A sandbox that runs, in which no program has run yet.
+
+    Attributes:
+        limits: it was made with.
+        loss: whether its init is gone.
+    """
+
+    limits: Limits
+    sandbox: Sandbox
+    client: InitClient
+    place: Place
+    host_uid: int | None
+    loss: Loss
+
+    @property
+    def rlimits(self) -> RLimits:
+        """Every program's limits: (resource, soft, hard), as setrlimit(2) takes them."""
+        return _rlimits(
+            self.limits,
+            counts_processes=self.host_uid is not None or counts_by_namespace(),
+            has_group=self.place.group is not None,
+        )
+
+    def kill(self) -> None:
+        """Send every process in it its end, without waiting for it."""
+        self.client.close()
+        if self.sandbox.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.sandbox.pidfd, signal.SIGKILL)
+
+    def move(self, folder: Path) -> None:
+        """Have its files in another folder from now on, which must not exist."""
+        self.sandbox.folder.rename(folder)
+        self.sandbox.folder, self.sandbox.socket_path = folder, folder / SOCKET_NAME
+
+
+class Boxes:
+    """Makes and clears boxes.
+
+    Args:
+        host_uids: None when the server is not root.
+        places: makes the control groups.
+        shares_network: sandboxes have the host's network.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        places: Places,
+        *,
+        host_uids: HostUids | None,
+        shares_network: bool,
+    ) -> None:
+        self._launcher = launcher
+        self._places = places
+        self._host_uids = host_uids
+        self._shares_network = shares_network
+
+    async def make(self, limits: Limits, folder: Path) -> Box:
+        """Make a sandbox; its group is ready when its place says so.
+
+        Args:
+            folder: for its socket and what a later server needs to find it; made.
+
+        Raises:
+            SandboxFault: nothing is left of it.
+        """
+        host_uid = self._host_uids.acquire() if self._host_uids is not None else None
+        sandbox: Sandbox | None = None
+        client: InitClient | None = None
+        loss = Loss()
+        try:
+            spec = spec_of(limits, host_uid, shares_network=self._shares_network)
+            sandbox = await self._launcher.start(spec, folder)
+            faults.reached(faults.Point.LAUNCHED)
+            remember(sandbox)
+            client = await InitClient.connect(
+                os.fsencode(sandbox.socket_path), timeout_s=CONNECT_S, on_lost=loss
+            )
+            place = await self._places.make(
+                folder.name,
+                limits,
+                sandbox.pid,
+                client,
+                functools.partial(cap_inodes, self._launcher, sandbox, spec),
+            )
+        except BaseException:
+            if client is not None:
+                client.close()
+            await self._clear(sandbox, folder, host_uid, None)
+            raise
+        return Box(limits, sandbox, client, place, host_uid, loss)
+
+    async def clear(self, box: Box) -> None:
+        """Kill everything in a box and delete its files.
+
+        Raises:
+            SandboxFault: it does not die.
+        """
+        box.client.close()
+        await self._clear(box.sandbox, box.sandbox.folder, box.host_uid, box.place)
+
+    def close(self) -> None:
+        """Let go of what making them needs; every box must have been cleared."""
+        self._launcher.close()
+        self._places.close()
+
+    async def _clear(
+        self, sandbox: Sandbox | None, folder: Path, host_uid: int | None, place: Place | None
+    ) -> None:
+        if sandbox is not None:
+            await self._launcher.kill(sandbox)
+        if place is not None:
+            await self._places.clear(place)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        if self._host_uids is not None and host_uid is not None:
+            self._host_uids.release(host_uid)
+
+
+def spec_of(limits: Limits, host_uid: int | None, *, shares_network: bool) -> SandboxSpec:
+    """Say how a sandbox of these limits looks."""
+    # Files on a tmpfs are memory: all of them together must leave some for programs and init.
+    half, part = limits.memory_bytes // 2, limits.memory_bytes // 8
+    return SandboxSpec(
+        hostname="main1",
+        scratch_bytes=min(limits.scratch_bytes, half),
+        tmp_bytes=min(limits.tmp_bytes, part),
+        shm_bytes=min(limits.shm_bytes, part),
+        scratch_inodes=min(limits.scratch_inodes, limits.memory_bytes // INODE_SHARE_BYTES),
+        tmp_inodes=min(limits.tmp_inodes, limits.memory_bytes // (8 * INODE_SHARE_BYTES)),
+        host_uid=host_uid,
+        shares_network=shares_network,
+    )
+
+
+def _rlimits(limits: Limits, *, counts_processes: bool, has_group: bool) -> RLimits:
+    """Give each program's limits for setrlimit(2): soft and hard alike.
+
+    None is above the server's own, which no program could be given.
+    """
+    wanted = {
+        resource.RLIMIT_CORE: _core_limit(),
+        resource.RLIMIT_NOFILE: limits.open_files,
+        resource.RLIMIT_FSIZE: limits.file_bytes,
+        resource.RLIMIT_STACK: limits.stack_bytes,
+        resource.RLIMIT_MEMLOCK: 64 * 1024,
+    }
+    if counts_processes:
+        # A group's limit comes first, for it also counts what it refuses.
+        wanted[resource.RLIMIT_NPROC] = limits.processes + (NPROC_MARGIN if has_group else 0)
+    possible = ((number, _at_most_own(number, value)) for number, value in wanted.items())
+    return tuple((number, value, value) for number, value in possible)
+
+
+def _at_most_own(number: int, value: int) -> int:
+    hard = resource.getrlimit(number)[1]
+    return value if hard == resource.RLIM_INFINITY else min(value, hard)
+
+
+def _core_limit() -> int:
+    """Give the limit under which no core is ever written, nor piped to a handler of the host.
+
+    A piped `core_pattern` is run whatever the limit, unless that is exactly 1 byte, which is also
+    too little for any file (core(5), fs/coredump.c). Where it cannot be raised to that, 0.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    return 1 if hard == resource.RLIM_INFINITY or hard >= 1 else 0
