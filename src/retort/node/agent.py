@@ -22,6 +22,7 @@ from retort.core.limits import Usage
 from retort.core.run import Answer, Mode, RunRequest
 from retort.core.session import Session
 from retort.errors import RunNotFound, SandboxFault, SessionNotFound
+from retort.node import reserve
 from retort.node.boxes import Box, Boxes
 from retort.node.files import FileLimits, SessionFiles
 from retort.node.pool import Pool
@@ -87,6 +88,7 @@ class LocalNode:
     async def create(self, session: Session) -> None:
         """Make a session's sandbox; see `ports.Node`."""
         image = self._catalogue.resolve(session.image)
+        reserve.insist(reserve.Need.SESSION)
         folder = self._folder / str(session.id)
         if (box := self._pool.take(session.limits)) is not None:
             box.move(folder)
@@ -169,6 +171,8 @@ class LocalNode:
 
     async def execute(self, session_id: uuid.UUID, request: RunRequest, wait_s: float) -> Answer:
         """Start, continue or feed a run; see `ports.Node`."""
+        if request.mode.starts:
+            reserve.insist(reserve.Need.RUN)
         fallen = self._fallen.get(session_id)
         if fallen is None or request.mode.starts:
             return await self._find(session_id).runner.execute(request, wait_s)
@@ -185,6 +189,7 @@ class LocalNode:
 
     async def stream(self, session_id: uuid.UUID, request: RunRequest) -> WatchedRun:
         """Start a run and watch it."""
+        reserve.insist(reserve.Need.RUN)
         runner = self._find(session_id).runner
         return WatchedRun(session_id, runner, request, flush_s=self._flush_s)
 
