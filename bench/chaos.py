@@ -32,7 +32,7 @@ RANDOM = "random instant"
 QUIET_S = 3.0  # of the first life; all of it that there is without deaths
 LIFE_S = 10.0  # of a server that does not come to its point
 AFTER = 6  # a server dies at its first to sixth arrival at a point
-END_S = 300.0  # clients must have ended so long after the last death
+END_S = 120.0  # clients must have ended so long after the last death
 START_TRIES = 3
 
 

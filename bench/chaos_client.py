@@ -16,9 +16,9 @@ from typing import Any
 from bench.chaos_programs import KINDS, Program
 from bench.http import Connection, multipart
 
-ANSWER_S = 60.0  # no call takes longer on a server that lives
-PATIENCE_S = 180.0  # with a call and its repetitions, over the deaths of any servers
-RUN_S = 300.0  # with a run
+ANSWER_S = 30.0  # no call takes longer on a server that lives
+PATIENCE_S = 90.0  # with a call and its repetitions, over the deaths of any servers
+RUN_S = 100.0  # with a run
 MAX_SESSIONS = 3  # of one client at a time
 PAUSE_S = 0.02
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 from bench.http import Connection, multipart
 
 ROOT = Path(__file__).parents[1]
+LISTEN_S = 60.0  # until a server listens, however many sessions it has to adopt
 
 
 class Bench:
@@ -105,7 +107,7 @@ class Server:
         return self._process.pid
 
     def start(self, **more: str) -> bool:
-        """Start it where it was before; False: it ended before it listened.
+        """Start it where it was before; False: it ended before it listened, or took too long.
 
         Args:
             more: variables of this start alone.
@@ -118,10 +120,11 @@ class Server:
             text=True,
         )
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        is_readable, _, _ = select.select([self._process.stdout], [], [], LISTEN_S)
+        line = self._process.stdout.readline() if is_readable else ""
         found = [word for word in line.split() if word.startswith("http")]
         if not found:
-            self.wait(30)
+            self.kill()
             return False
         self.url = found[0]
         self._listen = urlsplit(self.url).netloc
