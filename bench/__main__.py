@@ -21,26 +21,40 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the samples as JSON")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier record to compare")
+    parser.add_argument("--cpus", default="", metavar="N,N", help="pin everything to these")
     options = parser.parse_args()
+    if options.cpus:  # server, load and floor inherit it
+        os.sched_setaffinity(0, {int(number) for number in options.cpus.split(",")})
     if unknown := set(options.rows) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     print(f"host: {platform.release()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}")
-    print(f"{'row':28} {'floor':>9} {'Retort':>9} {'p99':>9} {'ratio':>7}  budget")
+    print(f"{'row':30} {'floor':>7} {'Retort':>7} {'p99':>7} {'':4}{'ratio':>7}  budget")
     rows = []
+    earlier = _ratios(options.against)
     with running() as bench:
         for name in options.rows or ROWS:
             rows.append(ROWS[name](bench))
-            _print(rows[-1])
+            _print(rows[-1], earlier.get(rows[-1].name))
     if options.record:
         _write(options.record, rows)
     return 0 if all(row.is_within for row in rows) else 1
 
 
-def _print(row: Row) -> None:
+def _ratios(record: Path | None) -> dict[str, float]:
+    """Read the ratios of an earlier record: times of another hour say little, ratios do."""
+    if record is None:
+        return {}
+    rows = [Row(**row) for row in json.loads(record.read_text())["rows"]]
+    return {row.name: row.ratio for row in rows}
+
+
+def _print(row: Row, before: float | None) -> None:
+    was = "" if before is None else f", was {before:.2f}x"
     kept = "kept" if row.is_within else "MISSED"
     print(
-        f"{row.name:28} {row.floor:7.2f}ms {row.median:7.2f}ms {row.p99:7.2f}ms "
-        f"{row.ratio:6.2f}x  {row.budget}: {kept} (load {row.load:.2f})",
+        f"{row.name:30} {row.floor:7.2f} {row.median:7.2f} {row.p99:7.2f} {row.unit:4}"
+        f"{row.ratio:6.2f}x  {row.budget}: {kept} (load {row.load:.2f}{was})",
         flush=True,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NamedTuple
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,8 +20,7 @@ class FileUpload:
     chunks: AsyncIterator[bytes]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class FileEntry:
+class FileEntry(NamedTuple):  # a listing makes thousands, at a third of a frozen dataclass's price
     """One entry of a folder, links not followed. Times in seconds since 1970.
 
     Attributes:
