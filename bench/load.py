@@ -66,7 +66,7 @@ def _raced(
     return floor_ms, retort_ms, os.getloadavg()[0]
 
 
-class _Client:
+class Caller:
     """Makes its connection when it is first called: in its own process."""
 
     def __init__(self, bench: Bench, call: Callable[[Connection], object]) -> None:
@@ -75,16 +75,18 @@ class _Client:
         self._http: Connection | None = None
 
     def __call__(self) -> None:
+        """Make the call."""
         self._http = self._http or Connection(self._bench.url, self._bench.token)
         self._call(self._http)
 
 
-def _runner(bench: Bench, name: str, **options: str | None) -> _Client:
-    return _Client(bench, lambda http: bench.run(name, http, **options))
+def run_of(bench: Bench, name: str, **options: str | None) -> Caller:
+    """Give a client that runs something in a session."""
+    return Caller(bench, lambda http: bench.run(name, http, **options))
 
 
 @contextlib.contextmanager
-def _sessions(bench: Bench, count: int) -> Iterator[list[str]]:
+def built_sessions(bench: Bench, count: int) -> Iterator[list[str]]:
     """Make sessions with a built program, and end them."""
     names = []
     for _ in range(count):
@@ -109,11 +111,11 @@ def _built() -> Iterator[Path]:
 
 def throughput_exec(bench: Bench) -> Row:
     """Run a built program by 8 clients, a session each: against 8 workers that spawn it."""
-    with _sessions(bench, CLIENTS) as names, _built() as folder:
+    with built_sessions(bench, CLIENTS) as names, _built() as folder:
         hello = f"{folder}/hello"
         floor, retort, load = _raced(
             [lambda: floors.spawn("/bin/bash", "-c", hello)] * CLIENTS,
-            [_runner(bench, name, build=None, exec="./hello") for name in names],
+            [run_of(bench, name, build=None, exec="./hello") for name in names],
             40,
         )
     row = Row("8 clients, exec: ms each", floor, retort, "0.5 x its rate", 0.0, load)
@@ -128,10 +130,10 @@ def throughput_build(bench: Bench) -> Row:
         command = f"gcc -o {folder}/hello{number} {folder}/hello.c"
         return lambda: floors.spawn("/bin/bash", "-c", command)
 
-    with _sessions(bench, CLIENTS) as names, _built() as folder:
+    with built_sessions(bench, CLIENTS) as names, _built() as folder:
         floor, retort, load = _raced(
             [build(number) for number in range(CLIENTS)],
-            [_runner(bench, name, build="gcc -o hello hello.c", exec=None) for name in names],
+            [run_of(bench, name, build="gcc -o hello hello.c", exec=None) for name in names],
             3,
         )
     row = Row("8 clients, gcc: ms each", floor, retort, "0.9 x its rate", 0.0, load)
@@ -141,10 +143,10 @@ def throughput_build(bench: Bench) -> Row:
 
 def generator(bench: Bench) -> Row:
     """Call a route that does nothing, twice, by the same clients: against a run of two calls."""
-    with _sessions(bench, CLIENTS) as names:
+    with built_sessions(bench, CLIENTS) as names:
         runs, calls, load = _raced(
-            [_runner(bench, name, build=None, exec="./hello") for name in names],
-            [_Client(bench, _twice) for _ in names],
+            [run_of(bench, name, build=None, exec="./hello") for name in names],
+            [Caller(bench, _twice) for _ in names],
             40,
         )
     row = Row("generator, two no-op calls", runs, calls, "0.5 x of a run", 0.0, load)
@@ -160,7 +162,7 @@ def _twice(http: Connection) -> None:
 
 def neighbour(bench: Bench) -> Row:
     """Run a built program beside a session that forks all the time: against the same alone."""
-    with _sessions(bench, 1) as (name,):
+    with built_sessions(bench, 1) as (name,):
         busy = bench.session("bash")
         alone = [once(lambda: bench.run(name, build=None, exec="./hello")) for _ in range(300)]
         path = f"/session/{busy}"
@@ -209,7 +211,7 @@ def idle_memory(bench: Bench) -> Row:
 def server_memory(bench: Bench) -> Row:
     """Weigh the server idle, and after ten thousand runs (MiB, not ms)."""
     del bench
-    with running() as fresh, _sessions(fresh, 1) as (name,):
+    with running() as fresh, built_sessions(fresh, 1) as (name,):
         for _ in range(500):  # caches fill
             fresh.run(name, build=None, exec="./hello")
         idle = _resident(fresh.pid)
