@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from retort.core.keypair import KeyPolicy
 from retort.core.limits import Limits
 from retort.errors import RetortError
-from retort.units import parse_bytes, parse_duration
+from retort.units import parse_bytes, parse_duration, parse_listen
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -213,6 +213,16 @@ class VFolders:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Sessions:
+    """How long sessions live."""
+
+    #: Seconds without a call and without a running program after which one ends; unset: no end.
+    idle_s: float | None = None
+    #: Seconds after which a session ends, whatever it does; unset: no end.
+    life_s: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Keys:
     """What a key that is made now may use; keys made before keep what they have."""
 
@@ -246,6 +256,7 @@ class Config:
     sandbox: Sandbox = dataclasses.field(default_factory=Sandbox)
     pool: Pool = dataclasses.field(default_factory=Pool)
     runs: Runs = dataclasses.field(default_factory=Runs)
+    sessions: Sessions = dataclasses.field(default_factory=Sessions)
     keys: Keys = dataclasses.field(default_factory=Keys)
     repeats: Repeats = dataclasses.field(default_factory=Repeats)
 
@@ -303,22 +314,6 @@ def load(
     config = Config(**sections)
     _check_ranges(config)
     return config
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """Split HOST:PORT; an IPv6 address stands in brackets, as in [::1]:8090.
-
-    Raises:
-        ValueError: it is not of that form, or the port is beyond 65535.
-    """
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError("an IPv6 address stands in brackets, as in [::1]:8090")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-        raise ValueError("must be HOST:PORT, such as 127.0.0.1:8090")
-    return host, int(port)
 
 
 def default_folder(environ: Mapping[str, str]) -> Path:

@@ -1,4 +1,4 @@
-"""Parse and print bytes and durations; nothing here knows where the text came from.
+"""Parse and print bytes, durations and addresses; nothing here knows where the text came from.
 
 Bytes are binary (``1k`` is 1024), as in the specification 5.9; durations are seconds.
 """
@@ -103,3 +103,19 @@ def format_duration(seconds: float) -> str:
         count, rest = divmod(rest, int(_SECONDS[unit]))
         text += f"{count}{unit}" if count else ""
     return text
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Split HOST:PORT; an IPv6 address stands in brackets, as in [::1]:8090.
+
+    Raises:
+        ValueError: it is not of that form, or the port is beyond 65535.
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("an IPv6 address stands in brackets, as in [::1]:8090")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:8090")
+    return host, int(port)

@@ -462,3 +462,24 @@ async def test_a_folder_without_a_record_is_removed_at_the_start(tmp_path: Path)
             (tmp_path / "state" / "sessions" / folder / "identity").write_text(text)
     with running_server(tmp_path / "state", RETORT_POOL_SIZE="0") as server:
         assert folders(server) == set()
+
+
+@pytest.mark.slow
+async def test_an_idle_session_ends_and_one_that_runs_a_program_does_not(tmp_path: Path) -> None:
+    with running_server(tmp_path / "state", RETORT_SESSIONS_IDLE_S="1.5") as server:
+        headers = {"Authorization": f"Bearer {server.token}"}
+        async with aiohttp.ClientSession(server.url, headers=headers) as api:
+            idle, busy = await create(api), await create(api)
+            await begin(api, busy, "read line")
+
+            async def is_gone() -> bool:
+                async with api.get(f"/session/_/match?id={idle}") as answer:
+                    return (await answer.json())["matches"] == []
+
+            await wait_for(is_gone)
+            async with api.get(f"/session/{busy}") as answer:
+                assert answer.status == 200
+    database = sqlite3.connect(server.state / "retort.db")
+    with contextlib.closing(database):
+        told = database.execute("SELECT reason FROM sessions WHERE name = ?", (idle,)).fetchone()
+    assert told == ("idle-timeout",)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from retort import config
-from retort.config import Config, ConfigError, load, parse_listen
+from retort.config import Config, ConfigError, load
 from retort.core.keypair import KeyPolicy
 from retort.core.limits import Limits
-from retort.units import format_bytes
+from retort.units import format_bytes, parse_listen
 
 DOC = Path(__file__).parents[2] / "docs" / "configuration.md"
 

@@ -371,6 +371,10 @@ class Node(Protocol):
         """Start a run and watch it (spec 9.1)."""
         ...
 
+    def is_busy(self, session_id: uuid.UUID) -> bool:
+        """Tell whether a program of a session runs; False for a session it does not hold."""
+        ...
+
     async def usage(self, session_id: uuid.UUID) -> Usage:
         """Give what a session used so far."""
         ...

@@ -138,6 +138,11 @@ class LocalNode:
         """Send SIGINT to the running program's process group."""
         self._find(session_id).runner.interrupt()
 
+    def is_busy(self, session_id: uuid.UUID) -> bool:
+        """Tell whether a program of a session runs."""
+        held = self._held.get(session_id)
+        return held is not None and held.runner.is_busy
+
     async def usage(self, session_id: uuid.UUID) -> Usage:
         """Give what a session used so far."""
         return self._find(session_id).runner.usage

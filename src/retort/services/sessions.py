@@ -61,6 +61,7 @@ class SessionService:
         self._names: dict[tuple[str, str], uuid.UUID] = {}
         self._fallen: dict[uuid.UUID, Session] = {}  # lost, the oldest first
         self._ready: dict[uuid.UUID, asyncio.Future[None]] = {}
+        self._calls: dict[uuid.UUID, int] = {}
         self._starting: dict[uuid.UUID, asyncio.Task[Session]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -81,7 +82,16 @@ class SessionService:
         session = self._live.get(session_id)
         if session is None or session.owner != owner.access_key:
             raise SessionNotFound
+        self._calls[session_id] = self._calls.get(session_id, 0) + 1
         return session
+
+    def all(self) -> list[Session]:
+        """Give every live session of this server, oldest first."""
+        return list(self._live.values())
+
+    def calls_of(self, session_id: uuid.UUID) -> int:
+        """Give how many calls a live session had; only that it changes means anything."""
+        return self._calls.get(session_id, 0)
 
     async def running(self, owner: KeyPair, ref: str) -> Session:
         """Find a session and wait until it runs (spec 7.4: calls that arrive meanwhile wait)."""
@@ -293,6 +303,10 @@ class SessionService:
             session = await self.running(owner, ref)
         return await self._end(session.id, reason)
 
+    async def end(self, session_id: uuid.UUID, reason: str) -> None:
+        """End a session for a reason of the server's own, which its record keeps."""
+        await self._end(session_id, reason)
+
     async def end_all(self, reason: str) -> None:
         """End every session: the server stops."""
         endings = [self._end(session_id, reason) for session_id in list(self._live)]
@@ -370,6 +384,7 @@ class SessionService:
         session = self._live.pop(session_id, None)
         if session is not None:
             self._names.pop((session.owner, session.name), None)
+            self._calls.pop(session_id, None)
         return session
 
     def _move(self, session_id: uuid.UUID, status: SessionStatus) -> Session:

@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import shutil
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -52,6 +53,7 @@ from retort.sandbox.rootfs import build
 from retort.sandbox.seccomp import compile_filter, is_available
 from retort.services.files import FileService
 from retort.services.keypairs import KeyRing
+from retort.services.reaper import Reaper
 from retort.services.replies import Replies
 from retort.services.runs import RunService
 from retort.services.sessions import SessionService
@@ -167,6 +169,14 @@ async def _serve(
     stack.push_async_callback(sessions.end_all, "server-stopped")
     chores: list[Coroutine[None, None, None]] = [
         node.sweep_forever(),
+        Reaper(
+            sessions,
+            placement,
+            clock,
+            time.monotonic,
+            idle_s=config.sessions.idle_s,
+            life_s=config.sessions.life_s,
+        ).look_forever(),
         node.fill_forever(),
         _refresh_forever(keys),
         _forget_forever(SqlSessions(database), clock),

@@ -23,6 +23,7 @@ class ScriptedNode:
         failure: what `create` and `restart` raise when the gate is open.
         fails_once: the next `create` succeeds again.
         held: the sessions on this node.
+        busy: those of them that run a program.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,7 @@ class ScriptedNode:
         self.fails_once = False
         self.held: set[uuid.UUID] = set()
         self.calls: list[tuple[Any, ...]] = []
+        self.busy: set[uuid.UUID] = set()
 
     def _find(self, session_id: uuid.UUID, *call: Any) -> None:
         if session_id not in self.held:
@@ -69,6 +71,9 @@ class ScriptedNode:
     async def stream(self, session_id: uuid.UUID, request: RunRequest) -> Any:
         self._find(session_id, "stream", request)
         return object()
+
+    def is_busy(self, session_id: uuid.UUID) -> bool:
+        return session_id in self.busy
 
     async def usage(self, session_id: uuid.UUID) -> Usage:
         self._find(session_id, "usage")
