@@ -6,7 +6,7 @@ RetortError
 │   │   ├── MalformedBody        ├── BadHttp             ├── UnsupportedVersion
 │   │   ├── InvalidAuth          ├── ClockSkew
 │   │   ├── TooManyFiles         ├── FileTooLarge        ├── PathRefused
-│   │   ├── FileNotFound         └── BodyTooSlow
+│   │   ├── FileNotFound         ├── GraphqlFailed       └── BodyTooSlow
 │   ├── NotAuthenticated         (also: AccessKeyUnknown, SignatureMismatch)
 │   ├── NotPermitted             (also: InsufficientPrivilege)
 │   ├── NotFound                 RouteNotFound, SessionNotFound, RunNotFound, ImageNotFound,
@@ -120,6 +120,12 @@ class FileNotFound(InvalidRequest):
     """The file is not found."""
 
     code = "file-not-found"  # a download's missing file is a 400, spec 6.4
+
+
+class GraphqlFailed(InvalidRequest):
+    """GraphQL-generated error."""
+
+    code = "graphql-failed"
 
 
 class BodyTooSlow(InvalidRequest):

@@ -24,6 +24,7 @@ from retort.api.about import AboutRoutes
 from retort.api.auth import Authenticator
 from retort.api.call import BodyLimits, Call
 from retort.api.files import FileRoutes
+from retort.api.graphql import GraphqlRoutes
 from retort.api.once import Once
 from retort.api.routes import Route, RouteTable
 from retort.api.runs import RunRoutes
@@ -62,6 +63,7 @@ class Routes:
     sharing: SharingRoutes
     storage: StorageRoutes
     tasks: TaskRoutes
+    graphql: GraphqlRoutes
 
 
 def table_of(routes: Routes) -> RouteTable:
@@ -139,6 +141,8 @@ def _add_vfolders(table: RouteTable, routes: Routes) -> None:
     table.add("HEAD", "/storage/upload", Route(storage.offset, is_open=True))
     table.add("OPTIONS", "/storage/upload", Route(storage.abilities, is_open=True))
     table.add("GET", "/storage/download", Route(storage.download, is_open=True))
+    table.add("POST", "/admin/gql", Route(routes.graphql.query))
+    table.add("POST", "/admin/graphql", Route(routes.graphql.bare_query))
     table.add("GET", "/events/background-task", Route(routes.tasks.events))
 
 

@@ -26,6 +26,7 @@ from retort.api.app import Api, ApiServer, Routes
 from retort.api.auth import Authenticator
 from retort.api.call import BodyLimits
 from retort.api.files import FileRoutes, UploadLimits
+from retort.api.graphql import GraphqlRoutes
 from retort.api.once import Once
 from retort.api.runs import RunRoutes
 from retort.api.sessions import SessionRoutes
@@ -156,6 +157,7 @@ async def _serve(
             vfolders.sharing,
             vfolders.storage,
             vfolders.tasks,
+            GraphqlRoutes(keys, sessions, vfolders.life),
         ),
         Authenticator(keys, clock),
         Once(await _replies(config, clock, stack)),

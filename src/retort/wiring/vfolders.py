@@ -37,10 +37,12 @@ class VFolderParts:
 
     Attributes:
         volume: where the folders lie.
+        life: how they come, change and go.
         lookup: which folders a caller sees.
     """
 
     volume: Volume
+    life: VFolderService
     lookup: VFolderLookup
     folders: VFolderRoutes
     sharing: SharingRoutes
@@ -97,6 +99,7 @@ async def open_vfolders(
     base_url, base_path = config.server.public_url, config.server.base_path
     return VFolderParts(
         volume,
+        life,
         lookup,
         VFolderRoutes(life, files, base_url=base_url, base_path=base_path),
         SharingRoutes(VFolderSharing(store, lookup, keys, clock)),
