@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,9 @@ class Volume:
         self.owner = owner
         folder.mkdir(mode=0o700, exist_ok=True)
         self._root = os.open(folder, _FOLDER)
+        # A folder that is published while it is discarded must not slip between the two places
+        # that `discard` looks at.
+        self._moving = threading.Lock()
         for name in (_MAKING, _TRASH):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=self._root)
@@ -88,15 +92,17 @@ class Volume:
             os.close(fd)
 
     def publish(self, folder_id: uuid.UUID) -> None:
-        """Put a made folder in its place; nothing happens if it is there already."""
-        self._move(f"{_MAKING}/{folder_id.hex}", folder_id.hex)
+        """Put a made folder in its place; nothing happens if it is there, or was discarded."""
+        with self._moving:
+            self._move(f"{_MAKING}/{folder_id.hex}", folder_id.hex)
 
     # --- going ------------------------------------------------------------------------------
 
     def discard(self, folder_id: uuid.UUID) -> None:
         """Take a folder away, made or published; `trash` lists it from now on."""
-        for name in (folder_id.hex, f"{_MAKING}/{folder_id.hex}"):
-            self._move(name, f"{_TRASH}/{folder_id.hex}")
+        with self._moving:
+            for name in (folder_id.hex, f"{_MAKING}/{folder_id.hex}"):
+                self._move(name, f"{_TRASH}/{folder_id.hex}")
 
     def restore(self, folder_id: uuid.UUID) -> None:
         """Take a discard back."""

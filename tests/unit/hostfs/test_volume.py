@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,18 @@ def test_a_folder_that_was_not_published_can_be_discarded(volume: Volume) -> Non
     volume.make(ONE)
     volume.discard(ONE)
     assert (volume.made(), volume.trash()) == ([], [ONE])
+
+
+def test_a_folder_that_is_published_while_it_is_discarded_is_gone(volume: Volume) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        for number in range(300):
+            folder_id = uuid.UUID(int=number)
+            volume.make(folder_id)
+            both = [threads.submit(step, folder_id) for step in (volume.discard, volume.publish)]
+            for one in both:
+                one.result()
+
+    assert (volume.made(), volume.published(), len(volume.trash())) == ([], [], 300)
 
 
 def test_another_volume_on_the_same_folder_finds_everything(tmp_path: Path, volume: Volume) -> None:
