@@ -223,6 +223,22 @@ class Sessions:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Cache:
+    """Whether an identical earlier build may stand for a build, and what is kept of builds."""
+
+    #: "asked": of runs with `cache: true`; "always": of all but those with `cache: false`; "never".
+    builds: str = "asked"
+    #: "owner": a build serves the key that made it; "all": every key, which must trust each other.
+    sharing: str = "owner"
+    #: Bytes that kept builds take on the disk; what was not used for longest goes first.
+    store_bytes: int = 1024 * MIB
+    #: Bytes of the files in /home/work; a build with more is not cached.
+    tree_bytes: int = 64 * MIB
+    #: Files and folders in /home/work; a build with more is not cached.
+    tree_entries: int = 10_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Keys:
     """What a key that is made now may use; keys made before keep what they have."""
 
@@ -257,6 +273,7 @@ class Config:
     pool: Pool = dataclasses.field(default_factory=Pool)
     runs: Runs = dataclasses.field(default_factory=Runs)
     sessions: Sessions = dataclasses.field(default_factory=Sessions)
+    cache: Cache = dataclasses.field(default_factory=Cache)
     keys: Keys = dataclasses.field(default_factory=Keys)
     repeats: Repeats = dataclasses.field(default_factory=Repeats)
 
@@ -479,6 +496,9 @@ def _check_ranges(config: Config) -> None:
         or 0 <= config.vfolders.host_uid - sandbox.host_uid_first < sandbox.host_uid_count,
         "vfolders.token_s: must be at least an hour": config.vfolders.token_s < 3600,
         'sandbox.network: must be "none" or "host"': sandbox.network not in ("none", "host"),
+        'cache.builds: must be "asked", "always" or "never"': config.cache.builds
+        not in ("asked", "always", "never"),
+        'cache.sharing: must be "owner" or "all"': config.cache.sharing not in ("owner", "all"),
         "runs.wall_s: must be above 0, or unset": config.runs.wall_s == 0,
     } | {
         # Zero would read as "no limit" to some of those that get it.

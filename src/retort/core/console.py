@@ -19,6 +19,30 @@ ConsoleItem = tuple[str, str]  #: (stream's name, text)
 _new_decoder = codecs.getincrementaldecoder("utf-8")
 
 
+class Recording:
+    """What was fed to a console: bytes by stream, in their order.
+
+    Args:
+        max_bytes: of both streams together; with more, `is_whole` is False and nothing is kept.
+    """
+
+    __slots__ = ("_left", "is_whole", "items")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
+        self.is_whole = True
+        self.items: list[tuple[Stream, bytes]] = []
+
+    def add(self, stream: Stream, data: bytes | bytearray | memoryview) -> None:
+        """Write down one piece."""
+        self._left -= len(data)
+        if self._left < 0:
+            self.is_whole = False
+            self.items.clear()
+        elif self.is_whole:
+            self.items.append((stream, bytes(data)))
+
+
 class Console:
     """Collect output until the next answer takes it.
 
@@ -30,13 +54,14 @@ class Console:
         cap_chars: code points of each stream kept for one answer.
     """
 
-    __slots__ = ("_cap", "_decoders", "_items", "_room", "cut_chars")
+    __slots__ = ("_cap", "_decoders", "_items", "_record", "_room", "cut_chars")
 
     def __init__(self, cap_chars: int) -> None:
         self._cap = cap_chars
         self._decoders = {stream: _new_decoder("replace") for stream in Stream}
         self._items: list[tuple[Stream, list[str]]] = []
         self._room = dict.fromkeys(Stream, cap_chars)
+        self._record: Recording | None = None
         self.cut_chars = 0  #: dropped since the console was made
 
     @property
@@ -46,7 +71,18 @@ class Console:
 
     def feed(self, stream: Stream, data: bytes | bytearray | memoryview) -> None:
         """Take bytes in the order they were read."""
+        if self._record is not None:
+            self._record.add(stream, data)
         self._append(stream, self._decoders[stream].decode(data))
+
+    def record(self) -> Recording:
+        """Write down what is fed from now on, besides: as much as one answer can hold."""
+        self._record = Recording(self._cap)
+        return self._record
+
+    def stop_recording(self) -> None:
+        """Write nothing down any more."""
+        self._record = None
 
     def end_phase(self) -> None:
         """End a step: half a character left over becomes U+FFFD, and decoders start afresh."""

@@ -11,6 +11,7 @@ import enum
 from collections.abc import Mapping
 from typing import TypeVar
 
+from retort.core.build import CacheNote
 from retort.core.console import ConsoleItem
 from retort.core.limits import Usage
 
@@ -71,6 +72,8 @@ class RunRequest:
         keeps_background: what exec leaves running lives on, for those who want a server in their
             session (additive option `keepBackground`).
         token: names the call for ever, also when it is repeated: what it did is not done twice.
+        caches_build: an identical earlier build may stand for this one (additive option `cache`);
+            None: as the server's settings say.
     """
 
     mode: Mode
@@ -83,6 +86,7 @@ class RunRequest:
     limits: RunLimits = RunLimits()
     keeps_background: bool = False
     token: str | None = None
+    caches_build: bool | None = None
 
 
 class Status(enum.Enum):
@@ -166,6 +170,7 @@ class StepResult:
         exit_code: 0-255; 128+n when signal n ended it (D6); negative: our fault.
         signal: its number when one ended it, else None.
         stop: why Retort ended it before its time, if it did.
+        cache: of a build that asked for the cache; else None.
     """
 
     outcome: Outcome
@@ -173,6 +178,7 @@ class StepResult:
     signal: int | None = None
     usage: Usage = Usage()
     stop: Stop | None = None
+    cache: CacheNote | None = None
 
 
 def _least(one: N | None, other: N | None) -> N | None:

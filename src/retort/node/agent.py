@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -22,12 +23,13 @@ from retort.core.limits import Usage
 from retort.core.run import Answer, Mode, RunRequest
 from retort.core.session import Session
 from retort.errors import RunNotFound, SandboxFault, SessionNotFound
-from retort.node import reserve
 from retort.node.boxes import Box, Boxes
+from retort.node.build_cache import BuildCache, SessionBuilds, Surroundings
 from retort.node.files import FileLimits, SessionFiles
 from retort.node.pool import Pool
 from retort.node.runner import Runner, RunSettings
 from retort.node.watched_run import WatchedRun
+from retort.sandbox.outside import left_outside
 
 log = structlog.get_logger()
 
@@ -56,6 +58,7 @@ class LocalNode:
         pool: has some of them ready.
         folder: where sandboxes have their sockets; the server's own, mode 0700.
         on_lost: told when a session's sandbox ended by itself, with the reason.
+        cache: of builds; the node closes it.
     """
 
     def __init__(
@@ -69,9 +72,11 @@ class LocalNode:
         files: FileLimits,
         flush_s: float,
         on_lost: Callable[[uuid.UUID, str], None],
+        cache: BuildCache | None = None,
     ) -> None:
         self._boxes = boxes
         self._pool = pool
+        self._cache = cache
         self._catalogue = catalogue
         self._folder = folder
         self._run_settings = runs
@@ -88,7 +93,6 @@ class LocalNode:
     async def create(self, session: Session) -> None:
         """Make a session's sandbox; see `ports.Node`."""
         image = self._catalogue.resolve(session.image)
-        reserve.insist(reserve.Need.SESSION)
         folder = self._folder / str(session.id)
         if (box := self._pool.take(session.limits)) is not None:
             box.move(folder)
@@ -156,6 +160,8 @@ class LocalNode:
         await self._pool.close()
         await asyncio.gather(*self._clearing, return_exceptions=True)
         await asyncio.to_thread(self._boxes.close)
+        if self._cache is not None:
+            await asyncio.to_thread(self._cache.close)
 
     async def sweep_forever(self) -> None:
         """Drop what nobody fetched (R16): one timer for all sessions."""
@@ -176,8 +182,6 @@ class LocalNode:
 
     async def execute(self, session_id: uuid.UUID, request: RunRequest, wait_s: float) -> Answer:
         """Start, continue or feed a run; see `ports.Node`."""
-        if request.mode.starts:
-            reserve.insist(reserve.Need.RUN)
         fallen = self._fallen.get(session_id)
         if fallen is None or request.mode.starts:
             return await self._find(session_id).runner.execute(request, wait_s)
@@ -194,7 +198,6 @@ class LocalNode:
 
     async def stream(self, session_id: uuid.UUID, request: RunRequest) -> WatchedRun:
         """Start a run and watch it."""
-        reserve.insist(reserve.Need.RUN)
         runner = self._find(session_id).runner
         return WatchedRun(session_id, runner, request, flush_s=self._flush_s)
 
@@ -225,15 +228,35 @@ class LocalNode:
         return held
 
     def _hold(self, session: Session, image: Image, box: Box) -> _Held:
+        environ = environment(session.environ)
+        files = SessionFiles(box.client, self._file_limits)
+        builds = None
+        if self._cache is not None:
+            facts = {
+                "image": (str(image.ref), image.kind.value),
+                "environment": environ,
+                "limits": dataclasses.asdict(session.limits),
+                "made with": dataclasses.asdict(box.limits),
+                "rlimits": box.rlimits,
+                "walls": dict(box.place.walls),
+            }
+            builds = SessionBuilds(
+                self._cache,
+                box.client,
+                Surroundings(session.owner, facts),
+                files.uploads,
+                functools.partial(left_outside, box.sandbox),
+            )
         runner = Runner(
             box.client,
             image,
-            environment(session.environ),
+            environ,
             box.rlimits,
             self._run_settings,
             box.place,
+            builds,
         )
-        return _Held(session, box, runner, SessionFiles(box.client, self._file_limits))
+        return _Held(session, box, runner, files)
 
     async def _bootstrap(self, held: _Held, script: str) -> None:
         """Run the user's bootstrap script before the session is ready (spec 7.1).

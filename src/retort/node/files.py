@@ -53,9 +53,15 @@ class SessionFiles:
     def __init__(self, tree: TreeOpener, limits: FileLimits) -> None:
         self._tree = tree
         self._limits = limits
+        self._uploads = 0  # begun so far
+        self._uploading = 0  # of these, not ended
         self._archive_limits = ArchiveLimits(
             limits.max_part_bytes, limits.max_archive_entries, limits.chunk_bytes
         )
+
+    def uploads(self) -> int | None:
+        """Count the uploads so far; None while one is under way."""
+        return None if self._uploading else self._uploads
 
     async def upload(self, files: AsyncIterator[FileUpload]) -> None:
         """Store files, all or none; of the same path twice, the last.
@@ -68,6 +74,8 @@ class SessionFiles:
             RequestError: whatever the iterator raises passes through.
         """
         staging = Staging(self._tree, self._limits.max_upload_file_bytes)
+        self._uploads += 1
+        self._uploading += 1
         try:
             async for file in files:
                 await staging.add(session_path(file.path), file.chunks)
@@ -76,7 +84,10 @@ class SessionFiles:
         finally:
             # Before the caller hears of success: a program whose file is still open for writing
             # here could not be started (ETXTBSY, execve(2)).
-            await staging.discard()
+            try:
+                await staging.discard()
+            finally:
+                self._uploading -= 1
 
     async def listing(self, path: str) -> Listing:
         """List a folder. Raises PathNotFound, PathRefused, SandboxFault."""

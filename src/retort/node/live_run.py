@@ -38,6 +38,7 @@ class LiveRun:
         is_abandoned: its only watcher went away; no further step starts.
         decided: how its last step ended, from that moment on.
         cpu_us: what its ended steps used, for its limit.
+        caches_build: as its request says.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class LiveRun:
         self.limits = limits or RunLimits()
         self.keeps_background = keeps_background
         self.cpu_us = 0
+        self.caches_build: bool | None = None
         self.decided: StepResult | None = None
         self._walls = walls
         self.console = Console(output_chars)

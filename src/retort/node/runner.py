@@ -32,7 +32,6 @@ from retort.core.run import (
     Outcome,
     OutputFile,
     Report,
-    RunLimits,
     RunRequest,
     RunState,
     Stage,
@@ -45,11 +44,14 @@ from retort.core.run import (
 )
 from retort.core.verdict import Counters, judge
 from retort.errors import LimitExceeded, RunNotFound, SandboxFault
+from retort.node.build_cache import Build, SessionBuilds
+from retort.node.build_steps import BuildSteps
 from retort.node.input_watch import InputWatch
 from retort.node.live_run import LiveRun
 from retort.node.output_files import changed_since
 from retort.node.places import Place
 from retort.node.plan import plan_of
+from retort.node.run_settings import RunSettings as RunSettings
 from retort.node.step import RLimits, Step, Stepper
 from retort.sandbox import protocol
 from retort.sandbox.init import InitClient
@@ -61,18 +63,6 @@ log = structlog.get_logger()
 HOME = b"/home/work"
 DYING_S = 0.002  # between looks at processes that were killed
 ABANDON_S = 5.0  # between SIGINT and SIGKILL for a program whose watcher is gone
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RunSettings:
-    """What the server's configuration says about runs; units as in config.py."""
-
-    output_chars: int = 524_288
-    forget_s: float = 900.0
-    max_queued: int = 64
-    max_kept: int = 256
-    input_bytes: int = 1024 * 1024
-    limits: RunLimits = RunLimits()
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -92,6 +82,7 @@ class Runner:
         environment: the whole environment of its programs.
         rlimits: (resource, soft, hard) of each program, as setrlimit(2) takes them.
         place: where they run; without one, nothing counts or caps them as a whole.
+        builds: the build cache, where there is one.
     """
 
     def __init__(
@@ -102,6 +93,7 @@ class Runner:
         rlimits: RLimits,
         settings: RunSettings,
         place: Place | None = None,
+        builds: SessionBuilds | None = None,
     ) -> None:
         self._client = client
         self._place = place or Place()
@@ -124,6 +116,7 @@ class Runner:
             spawn=self._later,
             on_limit=self._limit_reached,
         )
+        self._builds = BuildSteps(builds, self, self._stepper, self._place)
         self.usage = Usage()  #: of all steps that ended
 
     # --- callers ------------------------------------------------------------------------
@@ -221,6 +214,7 @@ class Runner:
         """Send SIGINT to the process group of the running program (spec 7.6)."""
         if self._starting is not None:
             self._starting.is_interrupted = True
+        self._builds.interrupt()
         if self._step is not None:
             self._step.is_interrupted = True
             self._kill(self._step.number, signal.SIGINT, Scope.GROUP)
@@ -242,7 +236,7 @@ class Runner:
 
     async def settled(self) -> None:
         """Wait until no program of this session is left."""
-        while self._step is not None:
+        while self._is_occupied:
             ended: asyncio.Future[None] = self._loop.create_future()
             self._settled.append(ended)
             await ended
@@ -250,6 +244,7 @@ class Runner:
     def broken(self, reason: str) -> None:
         """End every run as a failure of ours: the sandbox is gone or talks nonsense."""
         log.warning("session.broken", reason=reason)
+        self._builds.stop()
         if self._step is not None:
             self._step.close()
             self._forget_step()
@@ -292,6 +287,7 @@ class Runner:
             keeps_background=request.keeps_background,
             walls=self._place.walls,
         )
+        run.caches_build = request.caches_build
         run.last_call = self._loop.time()
         self._runs[run.run_id] = run
         if len(self._runs) > self._settings.max_kept:
@@ -302,7 +298,7 @@ class Runner:
 
     def _begin_next(self) -> None:
         # A step whose run was cancelled may still be dying: init would refuse the next one.
-        while self._current is None and self._step is None and self._queue:
+        while self._current is None and not self._is_occupied and self._queue:
             run = self._current = self._queue.popleft()
             run.began_at = time.time()
             if run.limits.wall_s is not None:
@@ -320,6 +316,7 @@ class Runner:
                 case StartStep():
                     self._start_step(run, order)
                 case KillStep():
+                    self._builds.stop(run)
                     if self._step is not None and self._step.run is run:
                         self._step.pipes.drain()
                         self._kill(self._step.number, signal.SIGKILL, Scope.EVERYTHING)
@@ -347,6 +344,8 @@ class Runner:
             run.deadline.cancel()
         if self._step is not None and self._step.run is run:
             self._step.close()
+            self._builds.drop(run, self._step.build)
+            self._step.build = None
         if run is self._current:
             self._current = None
             self._begin_next()
@@ -364,7 +363,22 @@ class Runner:
 
     # --- steps --------------------------------------------------------------------------
 
-    def _start_step(self, run: LiveRun, order: StartStep, *, is_repeated: bool = False) -> None:
+    @property
+    def _is_occupied(self) -> bool:
+        """Whether a step, or a stored build, still changes the session's files."""
+        return self._step is not None or self._builds.is_busy
+
+    def _start_step(
+        self,
+        run: LiveRun,
+        order: StartStep,
+        *,
+        is_repeated: bool = False,
+        build: Build | None = None,
+    ) -> None:
+        if build is None and not is_repeated and self._builds.wants(run, order):
+            self._builds.begin(run, order)
+            return
         placed = self._place.placed
         if placed is not None and not placed.done():  # only before a session's first program
             self._starting = _Start(run, order)
@@ -375,10 +389,11 @@ class Runner:
                 placed.result()
             step, started = self._stepper.start(run, order, self._step_exited)
         except (SandboxFault, ValueError, OSError) as exc:  # not the program's fault
-            self._later(self._fail_step(run, str(exc)))
+            self._builds.drop(run, build)
+            self.fail(run, str(exc))
             return
         faults.reached(faults.Point.STEP_STARTED)
-        step.is_repeated = is_repeated
+        step.is_repeated, step.build = is_repeated, build
         self._step = step
         started.add_done_callback(lambda f: self._step_started(step, f))
 
@@ -412,14 +427,32 @@ class Runner:
         elif _never_ran(error) and not step.is_repeated:
             self._start_step(step.run, step.order, is_repeated=True)
         else:
-            self._later(self._fail_step(step.run, str(error)))
+            self.fail(step.run, str(error))
 
     def _forget_step(self) -> None:
+        if (step := self._step) is not None:
+            self._builds.drop(step.run, step.build)
         self._step = None
+        self._tell_settled()
+
+    def _tell_settled(self) -> None:
         settled, self._settled = self._settled, []
         for waiter in settled:
             if not waiter.done():
                 waiter.set_result(None)
+
+    def start_built(self, run: LiveRun, order: StartStep, build: Build) -> None:
+        """Start a build that is to be kept."""
+        self._start_step(run, order, build=build)
+
+    def looked_up(self) -> None:
+        """Go on after a look-up of a build; its run may have ended meanwhile."""
+        self._tell_settled()
+        self._begin_next()
+
+    def fail(self, run: LiveRun, reason: str) -> None:
+        """End a step as a failure of ours, soon."""
+        self._later(self._fail_step(run, reason))
 
     async def _fail_step(self, run: LiveRun, reason: str) -> None:
         log.error("step.failed", run=run.run_id, reason=reason)
@@ -428,28 +461,39 @@ class Runner:
     def _step_exited(self, step: Step, end: StepExit) -> None:
         if self._step is not step:
             return
-        run = step.run
+        run, build = step.run, step.build
+        step.build = None
         step.close()
         self._forget_step()
         result = self._stepper.judge(step, end)
         faults.reached(faults.Point.STEP_ENDED)
         self.usage = self.usage.plus(result.usage)
         run.cpu_us += result.usage.user_us + result.usage.system_us
-        if run.is_ended:  # cancelled meanwhile
-            self._begin_next()
-            self._later(self._tidy(step.number))
-            return
         log.debug("step.ended", run=run.run_id, phase=step.order.phase.value,
                   outcome=result.outcome.value, exit_code=result.exit_code)  # fmt: skip
+        if build is None:
+            self.conclude(run, result, step.number)
+        elif run.is_ended:
+            self._builds.drop(run, build)
+            self.conclude(run, result, step.number)
+        else:
+            self._later(self._builds.keep(step, build, result))
+
+    def conclude(self, run: LiveRun, result: StepResult, number: int = 0) -> None:
+        """Go on after a step ended; `number` 0: it never was one of init's."""
+        if run.is_ended:  # cancelled meanwhile
+            self._begin_next()
+            self._later(self._tidy(number))
+            return
         following, _ = advance(run.state, StepEnded(result))
         if following.stage is Stage.ENDED:
             if run.deadline is not None:
                 run.deadline.cancel()  # it ended in time; only our reading of files follows
             run.decided = result
-            self._later(self._end_run(run, step.number, result))
+            self._later(self._end_run(run, number, result))
         else:
             self._advance(run, StepEnded(result))
-            self._later(self._tidy(step.number))
+            self._later(self._tidy(number))
 
     async def _end_run(self, run: LiveRun, number: int, result: StepResult) -> None:
         """Report the end of a run with the files it made, then get ready for the next step."""
@@ -460,7 +504,8 @@ class Runner:
     async def _tidy(self, number: int) -> None:
         """Let init forget a step, and have the next standby made while nobody waits."""
         try:
-            await self._client.release(number)
+            if number:
+                await self._client.release(number)
             if self._step is None:
                 os.close((await self._client.prepare()).pidfd)
         except (SandboxFault, OSError) as exc:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from retort.core.console import Stream
 from retort.core.run import OUR_FAULT_EXIT, Outcome, Phase, StartStep, StepResult, Stop
 from retort.core.verdict import Counters, judge
+from retort.node.build_cache import Build
 from retort.node.cpu_watch import CpuWatch
 from retort.node.input_watch import InputWatch
 from retort.node.live_run import LiveRun
@@ -44,6 +45,7 @@ class Step:
         stop: why we ended it, if we did.
         is_interrupted: the user sent it SIGINT.
         waited_us: the host's counter of waiting for processors when it was started.
+        build: what the build cache knows of it, if it was asked.
     """
 
     number: int
@@ -58,6 +60,7 @@ class Step:
     is_interrupted: bool = False
     stop: Stop | None = None
     waited_us: int | None = None
+    build: Build | None = None
 
     def close(self) -> None:
         """Take what was printed so far, and no more."""
@@ -98,6 +101,7 @@ class Stepper:
         self._loop = asyncio.get_running_loop()
         self._last_number = 0
         self._is_out_of_memory = False  # during the last step
+        self.met_limit = False  #: the last step that was judged met one of its session
         self.keeps_background = False  #: from the first run that asked for it, until a restart
 
     def start(
@@ -147,15 +151,19 @@ class Stepper:
         self._is_out_of_memory = _is_out_of_memory(measured)
         cut = step.run.console.cut_chars - step.cut_before
         is_out_of_cpu = end.signal == signal.SIGXCPU and bool(self._cpu_rlimit(step.run))
+        counters = Counters(
+            oom_kills=measured.oom_kills,
+            is_own_limit=measured.is_own_limit,
+            refused_forks=measured.refused_forks,
+            is_scratch_full=self._place.is_scratch_full,
+        )
+        self.met_limit = step.stop is not None or bool(
+            counters.oom_kills or counters.refused_forks or counters.is_scratch_full
+        )
         return judge(
             end.wait_status,
             usage_of(end, measured, cut, self._waited_since(step)),
-            Counters(
-                oom_kills=measured.oom_kills,
-                is_own_limit=measured.is_own_limit,
-                refused_forks=measured.refused_forks,
-                is_scratch_full=self._place.is_scratch_full,
-            ),
+            counters,
             Stop.CPU if is_out_of_cpu else step.stop,
         )
 

@@ -100,6 +100,7 @@ def _request(mode: Mode, run_id: str | None, params: Params) -> RunRequest:
         _command(options, "exec"),
         parse_limits(options),
         options.boolean("keepBackground"),
+        caches_build=options.boolean("cache") if options.value("cache") is not None else None,
     )
 
 
@@ -138,6 +139,9 @@ class _Additive(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     retry_safe: bool | msgspec.UnsetType = msgspec.UNSET
     usage: UsageObject | msgspec.UnsetType = msgspec.UNSET
     walls: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    cached: bool | msgspec.UnsetType = msgspec.UNSET
+    cache_key: str | msgspec.UnsetType | None = msgspec.UNSET
+    uncacheable: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 def _additive(verdict: Verdict | None) -> dict[str, Any]:

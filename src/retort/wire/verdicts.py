@@ -34,7 +34,7 @@ class UsageObject(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Verdict(msgspec.Struct, frozen=True, rename="camel"):
-    """The additive keys of a result that ends a step."""
+    """The additive keys of a result that ends a step; the last three of a build with the cache."""
 
     outcome: str
     signal: str | None
@@ -42,6 +42,9 @@ class Verdict(msgspec.Struct, frozen=True, rename="camel"):
     retry_safe: bool
     usage: UsageObject
     walls: Mapping[str, str]
+    cached: bool | msgspec.UnsetType = msgspec.UNSET
+    cache_key: str | msgspec.UnsetType | None = msgspec.UNSET
+    uncacheable: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 def verdict_of(answer: Answer) -> Verdict | None:
@@ -49,7 +52,7 @@ def verdict_of(answer: Answer) -> Verdict | None:
     result = answer.verdict
     if result is None:
         return None
-    usage = result.usage
+    usage, note = result.usage, result.cache
     return Verdict(
         outcome=result.outcome.value,
         signal=_signal_name(result),
@@ -67,6 +70,9 @@ def verdict_of(answer: Answer) -> Verdict | None:
             host_cpu_wait_us=usage.host_cpu_wait_us,
         ),
         walls=answer.walls or {},
+        cached=msgspec.UNSET if note is None else note.is_hit,
+        cache_key=msgspec.UNSET if note is None else note.key,
+        uncacheable=msgspec.UNSET if note is None else note.refusal,
     )
 
 

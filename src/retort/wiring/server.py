@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import datetime as dt
 import fcntl
-import functools
 import hashlib
 import math
 import os
@@ -36,13 +35,15 @@ from retort.core.image import Catalogue
 from retort.core.limits import Limits
 from retort.core.run import RunLimits
 from retort.errors import RetortError, SandboxFault
+from retort.hostfs.snapshot import TreeLimits
 from retort.node.agent import LocalNode
 from retort.node.boxes import Boxes
+from retort.node.build_cache import BuildCache, CacheSettings
+from retort.node.build_store import BuildStore
 from retort.node.files import FileLimits
 from retort.node.leftovers import end_leftovers
 from retort.node.places import Places
 from retort.node.pool import Pool, PoolSettings, free_memory_bytes
-from retort.node.reserve import Need, is_short
 from retort.node.runner import RunSettings
 from retort.placement.local import LocalPlacement, machine_memory_bytes
 from retort.sandbox.cgroup import find
@@ -52,6 +53,7 @@ from retort.sandbox.inodes import why_uncapped
 from retort.sandbox.launcher import Launcher
 from retort.sandbox.rootfs import build
 from retort.sandbox.seccomp import compile_filter, is_available
+from retort.sandbox.toolchain import Toolchain
 from retort.services.files import FileService
 from retort.services.keypairs import KeyRing
 from retort.services.reaper import Reaper
@@ -165,7 +167,6 @@ async def _serve(
             http.json_bytes, http.body_grace_s, http.body_min_rate_bytes_s, http.drain_bytes
         ),
         base_path=config.server.base_path,
-        is_crowded=functools.partial(is_short, Need.CONNECTION),
     )
     stack.push_async_callback(node.close)
     stack.push_async_callback(sessions.end_all, "server-stopped")
@@ -267,6 +268,22 @@ async def _local_node(
         ),
         flush_s=runs.flush_s,
         on_lost=on_lost,
+        cache=await asyncio.to_thread(_build_cache, config, base.digest),
+    )
+
+
+def _build_cache(config: Config, base: str) -> BuildCache | None:
+    cache = config.cache
+    if cache.builds == "never":
+        return None
+    return BuildCache(
+        BuildStore(config.state.folder / "builds", cache.store_bytes),
+        lambda: Toolchain(f"{base} network={config.sandbox.network}"),
+        CacheSettings(
+            is_default=cache.builds == "always",
+            is_shared=cache.sharing == "all",
+            tree=TreeLimits(cache.tree_entries, cache.tree_bytes),
+        ),
     )
 
 
