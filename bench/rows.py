@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench import floors
 from bench.load import HELLO, LOAD_ROWS
-from bench.measure import Row, in_turns
+from bench.measure import Row, in_turns, once
 from bench.server import Bench, running
 
 CYCLE = {
@@ -184,12 +184,51 @@ def _walls(bench: Bench, title: str, *, rounds: int, pause_s: float, extra_ms: f
     return row
 
 
+HEAVY = b"#include <bits/stdc++.h>\nint main() { std::cout << %d << std::endl; }\n"
+
+
+def cached_build(bench: Bench) -> Row:
+    """Build the same C++ file again, in a new session, from the cache; floor: without it."""
+    return _cached(bench, "second identical C++ build", is_hit=True)
+
+
+def missed_build(bench: Bench) -> Row:
+    """Build a C++ file that was never built, with the cache, against the same without it."""
+    return _cached(bench, "C++ build that misses the cache", is_hit=False)
+
+
+def _cached(bench: Bench, title: str, *, is_hit: bool) -> Row:
+    names = [bench.session("cpp") for _ in range(3)]
+    numbers = iter(range(1_000_000))
+    build = "g++ -o main main.cpp"
+
+    def run(name: str, *, caches: bool, number: int) -> float:
+        bench.run(name, build=None, exec="rm -f main")
+        bench.upload(name, {"main.cpp": HEAVY % number})
+        return once(lambda: bench.run(name, build=build, exec=None, cache=caches))  # type: ignore[arg-type]
+
+    if is_hit:
+        run(names[0], caches=True, number=0)
+    floor, retort = [], []
+    for _ in range(6):
+        floor.append(run(names[1], caches=False, number=next(numbers) + 1))
+        retort.append(run(names[2], caches=True, number=0 if is_hit else next(numbers) + 1))
+    for name in names:
+        bench.destroy(name)
+    row = Row(title, floor, retort, "20 ms" if is_hit else "1.02 x", 20.0, os.getloadavg()[0])
+    if not is_hit:
+        row.budget_ms = max(row.floor * 1.02, row.floor + 2)
+    return row
+
+
 ROWS: dict[str, Callable[[Bench], Row]] = {
     "exec": exec_back_to_back,
     "exec-idle": exec_after_pause,
     "walls": walls_back_to_back,
     "walls-idle": walls_after_pause,
     "cycle": cycle,
+    "cached-build": cached_build,
+    "missed-build": missed_build,
     "create": create_warm,
     "create-cold": create,
     "upload": upload,
