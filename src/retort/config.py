@@ -210,6 +210,8 @@ class VFolders:
     counted_entries: int = 100_000
     #: Host user id that owns what is in folders; only used as root, and never given to a session.
     host_uid: int = 1_899_999_999
+    #: Folders that one session may ask for; dot-folders come on top.
+    mounts_per_session: int = 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

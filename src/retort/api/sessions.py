@@ -9,6 +9,7 @@ from aiohttp import web
 
 from retort.api.answers import json_answer, no_content
 from retort.api.call import Call
+from retort.core.mount import asked_mounts
 from retort.core.ports import Clock
 from retort.core.session import Session, SessionRequest
 from retort.errors import InvalidRequest, NotPermitted
@@ -106,8 +107,6 @@ def _session_request(asked: wire_create.CreateRequest) -> SessionRequest:
     if asked.session_type is wire_create.SessionType.BATCH:
         raise InvalidRequest.field("type", "this server has interactive sessions only")
     config = asked.config
-    if config.mounts or config.mount_map:
-        raise InvalidRequest.field("config.mounts", "this server has no virtual folders")
     if config.agent_list:
         raise NotPermitted("agent_list is for administrators")
     for field, value in (("domain", asked.domain), ("group", asked.group)):
@@ -124,4 +123,5 @@ def _session_request(asked: wire_create.CreateRequest) -> SessionRequest:
         memory_bytes=config.slots.memory_bytes,
         bootstrap_script=asked.bootstrap_script,
         reuse=asked.may_reuse,
+        mounts=asked_mounts(config.mounts, config.mount_map),
     )

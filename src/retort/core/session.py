@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 
 from retort.core.limits import Limits, Usage
+from retort.core.mount import AskedMount, Mount
 from retort.errors import Fault
 
 
@@ -61,6 +62,7 @@ class Session:
         image: the reference as it was resolved, e.g. "gcc:12-debian".
         asked_image: the reference as it was written by the caller.
         environ: variables of every command, after the image's own.
+        mounts: the virtual folders it was made with.
         num_queries: runs started.
         reason: why it ended or failed, e.g. "user-requested"; "" while it lives.
         history: when each state was entered.
@@ -84,6 +86,7 @@ class Session:
     usage: Usage = Usage()
     terminated_at: dt.datetime | None = None
     history: tuple[tuple[str, str], ...] = ()
+    mounts: tuple[Mount, ...] = ()
 
     def moved(self, status: SessionStatus, at: dt.datetime, reason: str = "") -> Session:
         """Give the session in its next state.
@@ -125,4 +128,5 @@ class SessionRequest:
     memory_bytes: int | None = None
     bootstrap_script: str | None = None
     reuse: bool = True
+    mounts: tuple[AskedMount, ...] = ()
     id: uuid.UUID | None = None

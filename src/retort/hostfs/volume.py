@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from retort.errors import VFolderNotFound
+from retort.hostfs.beneath import RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV
+from retort.hostfs.folders import FolderTree
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAKING = "making"
@@ -69,6 +71,19 @@ class Volume:
     def open_made(self, folder_id: uuid.UUID) -> int:
         """Open the root of a folder that is not published yet. Raises VFolderNotFound."""
         return self._open(f"{_MAKING}/{folder_id.hex}/data")
+
+    async def has_folder(self, folder_id: uuid.UUID, path: str) -> bool:
+        """Tell whether there is a folder in a folder, by a way without links and other mounts."""
+        root = self.open_data(folder_id)
+        try:
+            rules = RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV
+            tree = FolderTree(root)
+            os.close(await tree.open(os.fsencode(path), os.O_PATH | os.O_DIRECTORY, 0, rules))
+        except OSError:
+            return False
+        finally:
+            os.close(root)
+        return True
 
     def open_uploads(self, folder_id: uuid.UUID) -> int:
         """Open where a folder's uploads are collected. Raises VFolderNotFound."""

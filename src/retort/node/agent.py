@@ -94,10 +94,11 @@ class LocalNode:
         """Make a session's sandbox; see `ports.Node`."""
         image = self._catalogue.resolve(session.image)
         folder = self._folder / str(session.id)
-        if (box := self._pool.take(session.limits)) is not None:
+        box = None if session.mounts else self._pool.take(session.limits)
+        if box is not None:
             box.move(folder)
         else:
-            box = await self._boxes.make(session.limits, folder)
+            box = await self._boxes.make(session.limits, folder, session.mounts)
         held = self._hold(session, image, box)
         self._held[session.id] = held
         box.loss.tell(lambda exc: self._lost(session.id, exc))

@@ -13,18 +13,23 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from retort.core import faults
 from retort.core.limits import Limits
+from retort.core.mount import Mount
+from retort.errors import NotSupported
+from retort.node.folders import Folders
 from retort.node.leftovers import remember
 from retort.node.places import Place, Places, counts_by_namespace
 from retort.node.step import RLimits
+from retort.sandbox import view
 from retort.sandbox.host_uids import HostUids
 from retort.sandbox.init import InitClient
 from retort.sandbox.inodes import cap_inodes
 from retort.sandbox.launcher import SOCKET_NAME, Launcher, Sandbox
+from retort.sandbox.mounts import mount_folders
 from retort.sandbox.view import SandboxSpec
 
 CONNECT_S = 10.0
@@ -99,6 +104,7 @@ class Boxes:
         host_uids: None when the server is not root.
         places: makes the control groups.
         shares_network: sandboxes have the host's network.
+        folders: how virtual folders are mounted; None: there are none.
     """
 
     def __init__(
@@ -108,30 +114,36 @@ class Boxes:
         *,
         host_uids: HostUids | None,
         shares_network: bool,
+        folders: Folders | None = None,
     ) -> None:
+        self._folders = folders
         self._launcher = launcher
         self._places = places
         self._host_uids = host_uids
         self._shares_network = shares_network
 
-    async def make(self, limits: Limits, folder: Path) -> Box:
+    async def make(self, limits: Limits, folder: Path, mounts: Sequence[Mount] = ()) -> Box:
         """Make a sandbox; its group is ready when its place says so.
 
         Args:
             folder: for its socket and what a later server needs to find it; made.
+            mounts: virtual folders in it.
 
         Raises:
-            SandboxFault: nothing is left of it.
+            SandboxFault, NotSupported: nothing is left of it.
         """
-        host_uid = self._host_uids.acquire() if self._host_uids is not None else None
+        mounted = self._mounted(mounts)
+        host_uid = self._acquire_uid(has_mounts=bool(mounted))
         sandbox: Sandbox | None = None
         client: InitClient | None = None
         loss = Loss()
         try:
-            spec = spec_of(limits, host_uid, shares_network=self._shares_network)
+            spec = spec_of(limits, host_uid, mounted, shares_network=self._shares_network)
             sandbox = await self._launcher.start(spec, folder)
             faults.reached(faults.Point.LAUNCHED)
             remember(sandbox)
+            if self._folders is not None:
+                await mount_folders(self._launcher, sandbox, mounted, self._folders.owner)
             client = await InitClient.connect(
                 os.fsencode(sandbox.socket_path), timeout_s=CONNECT_S, on_lost=loss
             )
@@ -147,6 +159,8 @@ class Boxes:
                 client.close()
             await self._clear(sandbox, folder, host_uid, None)
             raise
+        if mounted and self._folders is not None:
+            place = dataclasses.replace(place, walls={**place.walls, **self._folders.walls})
         return Box(limits, sandbox, client, place, host_uid, loss)
 
     async def clear(self, box: Box) -> None:
@@ -163,6 +177,18 @@ class Boxes:
         self._launcher.close()
         self._places.close()
 
+    def _mounted(self, mounts: Sequence[Mount]) -> tuple[view.Mount, ...]:
+        if not mounts:
+            return ()
+        if self._folders is None:
+            raise NotSupported("This server has no virtual folders")
+        return self._folders.mounts(mounts)
+
+    def _acquire_uid(self, *, has_mounts: bool) -> int | None:
+        if has_mounts and self._folders is not None and self._folders.shared_uid is not None:
+            return self._folders.shared_uid
+        return self._host_uids.acquire() if self._host_uids is not None else None
+
     async def _clear(
         self, sandbox: Sandbox | None, folder: Path, host_uid: int | None, place: Place | None
     ) -> None:
@@ -175,7 +201,13 @@ class Boxes:
             self._host_uids.release(host_uid)
 
 
-def spec_of(limits: Limits, host_uid: int | None, *, shares_network: bool) -> SandboxSpec:
+def spec_of(
+    limits: Limits,
+    host_uid: int | None,
+    mounts: tuple[view.Mount, ...] = (),
+    *,
+    shares_network: bool,
+) -> SandboxSpec:
     """Say how a sandbox of these limits looks."""
     # Files on a tmpfs are memory: all of them together must leave some for programs and init.
     half, part = limits.memory_bytes // 2, limits.memory_bytes // 8
@@ -186,6 +218,7 @@ def spec_of(limits: Limits, host_uid: int | None, *, shares_network: bool) -> Sa
         shm_bytes=min(limits.shm_bytes, part),
         scratch_inodes=min(limits.scratch_inodes, limits.memory_bytes // INODE_SHARE_BYTES),
         tmp_inodes=min(limits.tmp_inodes, limits.memory_bytes // (8 * INODE_SHARE_BYTES)),
+        mounts=mounts,
         host_uid=host_uid,
         shares_network=shares_network,
     )

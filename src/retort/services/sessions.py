@@ -16,6 +16,7 @@ from retort.core import faults
 from retort.core.image import Catalogue
 from retort.core.keypair import KeyPair
 from retort.core.limits import Limits, Usage
+from retort.core.mount import Mount
 from retort.core.ports import Clock, Placement, SessionStore
 from retort.core.session import Session, SessionRequest, SessionStatus
 from retort.errors import (
@@ -27,6 +28,7 @@ from retort.errors import (
     SessionExists,
     SessionNotFound,
 )
+from retort.services.mounts import MountService
 
 log = structlog.get_logger()
 
@@ -42,6 +44,7 @@ class SessionService:
 
     Args:
         limits: what a session gets when its request does not say.
+        mounts: finds its folders; None: there are none.
     """
 
     def __init__(
@@ -51,12 +54,14 @@ class SessionService:
         catalogue: Catalogue,
         clock: Clock,
         limits: Limits,
+        mounts: MountService | None = None,
     ) -> None:
         self._store = store
         self._placement = placement
         self._catalogue = catalogue
         self._clock = clock
         self._limits = limits
+        self._mounts = mounts
         self._live: dict[uuid.UUID, Session] = {}
         self._names: dict[tuple[str, str], uuid.UUID] = {}
         self._fallen: dict[uuid.UUID, Session] = {}  # lost, the oldest first
@@ -145,6 +150,7 @@ class SessionService:
         Raises:
             SessionExists: one of that name lives, with another image or not to be reused.
             ImageNotFound: no such image.
+            VFolderNotFound, VFolderOperation, InvalidRequest: its mounts cannot be (spec 10.7).
             QuotaExceeded: the key has its number of sessions, or the slots exceed the server's.
             SandboxFault: the sandbox could not be made; the session is forgotten.
             SessionNotFound: it was destroyed before it was ready.
@@ -154,15 +160,16 @@ class SessionService:
             request, made = await self._of_id(owner, request)
             if made is not None:
                 return made, True
-        while (existing := self._names.get((owner.access_key, request.name or ""))) is not None:
-            if not request.reuse or self._live[existing].image != str(image.ref):
-                raise SessionExists(str(existing))
-            await self._wait_ready(existing)
-            if existing in self._live:
-                return self._live[existing], False
+        existing = await self._existing(owner, request, str(image.ref))
+        mounts: tuple[Mount, ...] = ()
+        if existing is None and self._mounts is not None:
+            mounts = await self._mounts.granted(owner, request.mounts)
+            existing = await self._existing(owner, request, str(image.ref))  # made meanwhile
+        if existing is not None:
+            return existing, False
         if len(self.owned_by(owner)) >= owner.policy.max_sessions:
             raise QuotaExceeded(f"This key may have {owner.policy.max_sessions} live sessions")
-        session = self._new(owner, request, str(image.ref))
+        session = self._new(owner, request, str(image.ref), mounts)
         self._keep(session)  # before the first await: the next create of this name finds it
         self._ready[session.id] = asyncio.get_running_loop().create_future()
         starting = self._starting[session.id] = asyncio.ensure_future(self._start(session))
@@ -187,6 +194,18 @@ class SessionService:
             request = dataclasses.replace(request, id=None)
         return request, None
 
+    async def _existing(
+        self, owner: KeyPair, request: SessionRequest, image: str
+    ) -> Session | None:
+        """Find the owner's live session of the asked name, and wait until it is ready."""
+        while (existing := self._names.get((owner.access_key, request.name or ""))) is not None:
+            if not request.reuse or self._live[existing].image != image:
+                raise SessionExists(str(existing))
+            await self._wait_ready(existing)
+            if existing in self._live:
+                return self._live[existing]
+        return None
+
     async def _start(self, session: Session) -> Session:
         is_placed = False
         try:
@@ -209,7 +228,9 @@ class SessionService:
         log.info("session.created", session=str(session.id), image=session.image)
         return session
 
-    def _new(self, owner: KeyPair, request: SessionRequest, image: str) -> Session:
+    def _new(
+        self, owner: KeyPair, request: SessionRequest, image: str, mounts: tuple[Mount, ...]
+    ) -> Session:
         now = self._clock.now()
         policy = owner.policy
         limits = dataclasses.replace(
@@ -235,6 +256,7 @@ class SessionService:
             resource_slots={"cpu": f"{limits.cpus:g}", "mem": str(limits.memory_bytes)},
             bootstrap_script=request.bootstrap_script,
             history=(("pending", now.isoformat()),),
+            mounts=mounts,
         )
         return session.moved(SessionStatus.PREPARING, now)
 

@@ -10,6 +10,7 @@ import msgspec
 import sqlalchemy as sa
 
 from retort.core.limits import Limits, Usage
+from retort.core.mount import Mount
 
 METADATA = sa.MetaData()
 
@@ -107,6 +108,7 @@ SESSIONS = sa.Table(
     sa.Column("reason", sa.Text(), nullable=False),
     sa.Column("usage", Document(Usage), nullable=False),
     sa.Column("history", Document(tuple[tuple[str, str], ...]), nullable=False),
+    sa.Column("mounts", Document(tuple[Mount, ...]), nullable=False),
     # A name is taken among its owner's live sessions only; the database decides races.
     sa.Index(
         "sessions_live_name",

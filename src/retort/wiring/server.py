@@ -41,6 +41,7 @@ from retort.node.boxes import Boxes
 from retort.node.build_cache import BuildCache, CacheSettings
 from retort.node.build_store import BuildStore
 from retort.node.files import FileLimits
+from retort.node.folders import Ids, try_mounting
 from retort.node.leftovers import end_leftovers
 from retort.node.places import Places
 from retort.node.pool import Pool, PoolSettings, free_memory_bytes
@@ -56,6 +57,7 @@ from retort.sandbox.seccomp import compile_filter, is_available
 from retort.sandbox.toolchain import Toolchain
 from retort.services.files import FileService
 from retort.services.keypairs import KeyRing
+from retort.services.mounts import MountService
 from retort.services.reaper import Reaper
 from retort.services.replies import Replies
 from retort.services.runs import RunService
@@ -129,18 +131,25 @@ async def _serve(
     http, runs = config.http, config.runs
     found = await asyncio.to_thread(host_catalogue)
     catalogue = Catalogue(found.images, config.sandbox.image_aliases)
+    secret = _secret(config.state.folder)
+    vfolders = await open_vfolders(config, database, keys, clock, secret, stack)
     node = await _local_node(config, catalogue, lambda sid, why: sessions.lost(sid, why))
     placement = LocalPlacement(
         node, memory_bytes=_most_memory_bytes(config), cpus=_most_cpus(config)
     )
     sessions = SessionService(
-        SqlSessions(database), placement, catalogue, clock, _default_limits(config)
+        SqlSessions(database),
+        placement,
+        catalogue,
+        clock,
+        _default_limits(config),
+        MountService(
+            vfolders.lookup, vfolders.volume.has_folder, most=config.vfolders.mounts_per_session
+        ),
     )
     await sessions.bury("server-ended")
     run_service = RunService(sessions, placement, poll_s=runs.poll_s)
-    secret = _secret(config.state.folder)
     file_service = FileService(sessions, placement, secret=secret)
-    vfolders = await open_vfolders(config, database, keys, clock, secret, stack)
     run_routes = RunRoutes(
         run_service,
         file_service,
@@ -234,12 +243,22 @@ async def _local_node(
     trial_uid = config.sandbox.host_uid_first if is_root else None
     if (why := await why_uncapped(launcher, folder / "trial", trial_uid)) is not None:
         log.warning("inodes.uncapped", reason=why)
+    folders = await try_mounting(
+        launcher,
+        config.state.folder.resolve() / "folders",
+        folder / "trial",
+        owner=config.vfolders.host_uid if is_root else None,
+        host_uid=trial_uid,
+    )
+    if folders.ids in (Ids.NONE, Ids.SHARED):
+        log.warning("folders.mounts", ids=folders.ids.value, reason=folders.problem)
     sandbox, http, runs = config.sandbox, config.http, config.runs
     boxes = Boxes(
         launcher,
         Places(groups, _walls(config, has_filter=seccomp is not None), caps_inodes=why is None),
         host_uids=HostUids(sandbox.host_uid_first, sandbox.host_uid_count) if is_root else None,
         shares_network=sandbox.network == "host",
+        folders=folders,
     )
     pool = Pool(
         boxes,

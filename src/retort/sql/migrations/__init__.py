@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from retort.errors import StoreFault
 from retort.sql.engine import Database
 
-HEAD = "0002"  #: the revision this version of Retort works with
+HEAD = "0003"  #: the revision this version of Retort works with
 
 _VERSION = sa.table("alembic_version", sa.column("version_num"))
 
