@@ -20,6 +20,7 @@ RetortError
 └── Fault                        we or the host broke; logged whole, the caller sees an id
     ├── SandboxFault             launcher, init or the kernel's side of a session
     ├── StoreFault               the database
+    ├── HostShort                of descriptors, processes, memory or disk
     └── ImageFault               an image that cannot be used
 
 What a *program* does (fails, is killed, runs over a limit) is never an exception: it is an Outcome
@@ -352,6 +353,12 @@ class StoreFault(Fault):
     """The database failed."""
 
     code = "store-fault"
+
+
+class HostShort(Fault):
+    """The host is short of something for the moment."""
+
+    code = "host-short"
 
 
 class ImageFault(Fault):

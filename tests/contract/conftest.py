@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from tests.fakes import MemoryKeyPairs, MemorySessions, MemoryVFolders
+from tests.postgresql import running_cluster
 
 from retort.core.ports import KeyPairStore, SessionStore, VFolderStore
 from retort.sql.engine import Database, sqlite_url
@@ -21,41 +18,11 @@ from retort.sql.sessions import SqlSessions
 from retort.sql.vfolders import SqlVFolders
 
 
-def _postgres_programs() -> Path | None:
-    """The newest PostgreSQL that Debian's `postgresql` package has put on this host."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-    return found[-1].parent if found else None
-
-
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
-    """A fresh cluster on a unix socket, run by an unprivileged user (it refuses root)."""
-    programs = _postgres_programs()
-    if programs is None:
-        pytest.skip("no /usr/lib/postgresql/*/bin/postgres (apt install postgresql)")
-    pytest.importorskip("asyncpg", reason="asyncpg is not installed")
-    # Not in tmp_path: its parents are closed to other users.
-    folder = Path(tempfile.mkdtemp(prefix="retort-pg-"))
-    as_user: list[str] = []
-    if os.geteuid() == 0:
-        shutil.chown(folder, "nobody", "nogroup")
-        as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
-
-    def do(*command: str) -> None:
-        argv = [*as_user, str(programs / command[0]), *command[1:]]
-        subprocess.run(argv, check=True, capture_output=True, cwd=folder)
-
-    data, log = str(folder / "data"), str(folder / "log")
-    options = f"-k {folder} -c listen_addresses= -c fsync=off"
-    try:
-        do("initdb", "--no-sync", "--auth=trust", "--username=retort", "--encoding=UTF8", data)
-        do("pg_ctl", "start", "--wait", "-D", data, "-l", log, "-o", options)
-        try:
-            yield f"postgresql://retort@/postgres?host={folder}"
-        finally:
-            do("pg_ctl", "stop", "-D", data, "-m", "immediate")
-    finally:
-        shutil.rmtree(folder)
+    """A fresh cluster for all contracts."""
+    with running_cluster() as cluster:
+        yield cluster.url
 
 
 _DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]

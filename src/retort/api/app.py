@@ -12,6 +12,7 @@ import dataclasses
 import re
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import structlog
@@ -34,7 +35,8 @@ from retort.api.stream import StreamRoutes
 from retort.api.tasks import TaskRoutes
 from retort.api.vfolders import VFolderRoutes
 from retort.core.ratelimit import WINDOW_S, RateLimiter, RateVerdict
-from retort.errors import BadHttp, Fault, MethodNotAllowed, RateLimited, RequestError
+from retort.core.shortage import shortage
+from retort.errors import BadHttp, Fault, HostShort, MethodNotAllowed, RateLimited, RequestError
 from retort.wire.errors import Operation, Problem, problem
 from retort.wire.repeats import CLIENT_TOKEN
 from retort.wire.signature import read_version
@@ -149,6 +151,7 @@ class Api:
 
     Args:
         base_path: path the API is mounted under, "" or "/base" (spec 1).
+        is_crowded: whether a new connection is one too many to be served.
     """
 
     def __init__(
@@ -159,7 +162,9 @@ class Api:
         *,
         limits: BodyLimits,
         base_path: str = "",
+        is_crowded: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._is_crowded = is_crowded
         self._table = table_of(routes)
         self._version_route = Route(routes.about.version, is_open=True)
         self._authenticator = authenticator
@@ -171,6 +176,8 @@ class Api:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; never raises but for cancellation."""
         response = await self._answer(request)
+        if _is_first(request) and self._is_crowded():
+            response.force_close()  # its descriptor may serve somebody else
         if not request.content.is_eof():
             await self._drain(request, response)
         return response
@@ -182,6 +189,8 @@ class Api:
             if request.method == "OPTIONS":
                 headers.update(self._anonymous_rate())
                 return await self._options(request, headers | PREFLIGHT_HEADERS)
+            if _is_first(request) and self._is_crowded():
+                raise HostShort("file descriptors: too few are free for one more connection")
             call, route = self._route(request)
             operation = route.operation
             if not route.is_open:
@@ -294,6 +303,7 @@ def _failed(
     fault_id = ""
     if isinstance(exc, web.HTTPException) and exc.status < 500:  # of a WebSocket's handshake
         exc = BadHttp(exc.reason)
+    exc = shortage(exc) or exc
     if isinstance(exc, ConnectionError):
         log.debug("request.broken", method=request.method, reason=str(exc))
     elif not isinstance(exc, RequestError):
@@ -325,6 +335,12 @@ def problem_response(found: Problem, headers: dict[str, str]) -> web.Response:
     return web.Response(status=found.status, body=found.body, headers=headers | found.headers)
 
 
+def _is_first(request: web.BaseRequest) -> bool:
+    """Whether a request is the first on its connection."""
+    protocol = request.protocol
+    return isinstance(protocol, ProblemHandler) and protocol.is_new
+
+
 class ProblemHandler(web.RequestHandler):
     """aiohttp's connection, but what it refuses by itself is a problem object too (spec 4.1).
 
@@ -339,6 +355,11 @@ class ProblemHandler(web.RequestHandler):
         self._header_s = header_s
         self._header_timer: asyncio.TimerHandle | None = None
         self._newest_body: StreamReader = EMPTY_PAYLOAD
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it got no more than one request so far."""
+        return self._request_count <= 1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for a request."""

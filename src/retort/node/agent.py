@@ -23,6 +23,7 @@ from retort.core.limits import Usage
 from retort.core.run import Answer, Mode, RunRequest
 from retort.core.session import Session
 from retort.errors import RunNotFound, SandboxFault, SessionNotFound
+from retort.node import reserve
 from retort.node.boxes import Box, Boxes
 from retort.node.build_cache import BuildCache, SessionBuilds, Surroundings
 from retort.node.files import FileLimits, SessionFiles
@@ -93,6 +94,7 @@ class LocalNode:
     async def create(self, session: Session) -> None:
         """Make a session's sandbox; see `ports.Node`."""
         image = self._catalogue.resolve(session.image)
+        reserve.insist(reserve.Need.SESSION)
         folder = self._folder / str(session.id)
         box = None if session.mounts else self._pool.take(session.limits)
         if box is not None:
@@ -183,6 +185,8 @@ class LocalNode:
 
     async def execute(self, session_id: uuid.UUID, request: RunRequest, wait_s: float) -> Answer:
         """Start, continue or feed a run; see `ports.Node`."""
+        if request.mode.starts:
+            reserve.insist(reserve.Need.RUN)
         fallen = self._fallen.get(session_id)
         if fallen is None or request.mode.starts:
             return await self._find(session_id).runner.execute(request, wait_s)
@@ -199,6 +203,7 @@ class LocalNode:
 
     async def stream(self, session_id: uuid.UUID, request: RunRequest) -> WatchedRun:
         """Start a run and watch it."""
+        reserve.insist(reserve.Need.RUN)
         runner = self._find(session_id).runner
         return WatchedRun(session_id, runner, request, flush_s=self._flush_s)
 

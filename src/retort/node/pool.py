@@ -20,6 +20,7 @@ import structlog
 
 from retort.core.limits import MIB, Limits
 from retort.errors import RetortError
+from retort.node import reserve
 from retort.node.boxes import Box, Boxes
 from retort.node.demand import Demand
 
@@ -129,6 +130,7 @@ class Pool:
                 return FAILED_S
 
     async def _make(self, limits: Limits) -> None:
+        reserve.insist(reserve.Need.SESSION)
         box = await self._boxes.make(limits, self._folder / f"pool-{uuid.uuid4().hex[:16]}")
         try:
             if box.place.placed is not None:

@@ -94,9 +94,15 @@ ROWS: Mapping[str, tuple[int, str]] = {
     "not-supported": (503, "not-implemented"),
     "fault": (500, "internal-server-error"),
     "sandbox-fault": (500, "internal-server-error"),
-    "store-fault": (500, "internal-server-error"),
+    "store-fault": (503, "service-unavailable"),
+    "host-short": (503, "service-unavailable"),
     "image-fault": (500, "internal-server-error"),
 }
+
+
+#: Codes of what passes by itself: a caller who asks again later may be served.
+PASSING = frozenset({"unavailable", "store-fault", "host-short"})
+RETRY_AFTER_S = 2  #: what they are told to wait
 
 
 class Operation(Enum):
@@ -140,14 +146,15 @@ def problem(exc: Exception, *, fault_id: str = "", operation: Operation | None =
     document["msg"] = exc.message
     if exc.data is not None:
         document["data"] = exc.data
-    headers = {"Content-Type": CONTENT_TYPE}
+    headers = _headers(exc.code)
     if isinstance(exc, MethodNotAllowed):
         headers["Allow"] = ", ".join(exc.allowed)
     return Problem(status, document, headers)
 
 
 def _fault(exc: Exception, fault_id: str, operation: Operation | None) -> Problem:
-    status, kind = ROWS[exc.code if isinstance(exc, RetortError) else Fault.code]
+    code = exc.code if isinstance(exc, RetortError) else Fault.code
+    status, kind = ROWS[code]
     of_sandbox = isinstance(exc, SandboxFault) and operation is not None
     if of_sandbox and operation is not None:
         kind = f"kernel-{operation.value}-failed"
@@ -158,7 +165,12 @@ def _fault(exc: Exception, fault_id: str, operation: Operation | None) -> Proble
             "type": TYPE_PREFIX + "agent-failure",
             "title": "Agent-side failure has occurred.",
         }
-    return Problem(status, document, {"Content-Type": CONTENT_TYPE})
+    return Problem(status, document, _headers(code))
+
+
+def _headers(code: str) -> dict[str, str]:
+    headers = {"Content-Type": CONTENT_TYPE}
+    return headers | ({"Retry-After": str(RETRY_AFTER_S)} if code in PASSING else {})
 
 
 def _document(kind: str, thing: str = "") -> dict[str, Any]:

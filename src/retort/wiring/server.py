@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import fcntl
+import functools
 import hashlib
 import math
 import os
@@ -45,6 +46,7 @@ from retort.node.folders import Ids, try_mounting
 from retort.node.leftovers import end_leftovers
 from retort.node.places import Places
 from retort.node.pool import Pool, PoolSettings, free_memory_bytes
+from retort.node.reserve import Need, is_short
 from retort.node.runner import RunSettings
 from retort.placement.local import LocalPlacement, machine_memory_bytes
 from retort.sandbox.cgroup import find
@@ -176,6 +178,7 @@ async def _serve(
             http.json_bytes, http.body_grace_s, http.body_min_rate_bytes_s, http.drain_bytes
         ),
         base_path=config.server.base_path,
+        is_crowded=functools.partial(is_short, Need.CONNECTION),
     )
     stack.push_async_callback(node.close)
     stack.push_async_callback(sessions.end_all, "server-stopped")

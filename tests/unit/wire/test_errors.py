@@ -83,7 +83,6 @@ def test_method_not_allowed_names_the_allowed_ones():
     "exc",
     [
         errors.Fault("disk /dev/secret broke", data={"password": "secret"}),
-        errors.StoreFault("secret"),
         RuntimeError("secret"),
         RetortError("secret"),
         errors.SandboxFault("launch", "secret"),
@@ -92,10 +91,23 @@ def test_method_not_allowed_names_the_allowed_ones():
 def test_a_fault_tells_the_caller_only_its_id(exc):
     answer = problem(exc, fault_id="f00d")
     assert answer.status == 500
+    assert "Retry-After" not in answer.headers
     assert "secret" not in answer.body.decode()
     assert answer.document == {
         "type": "https://api.backend.ai/probs/internal-server-error",
         "title": "Internal server error.",
+        "msg": "error id: f00d",
+    }
+
+
+@pytest.mark.parametrize("fault", [errors.StoreFault, errors.HostShort])
+def test_a_fault_that_passes_says_when_to_ask_again_and_no_more(fault):
+    answer = problem(fault("secret"), fault_id="f00d")
+    assert answer.status == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert answer.document == {
+        "type": "https://api.backend.ai/probs/service-unavailable",
+        "title": "Service unavailable.",
         "msg": "error id: f00d",
     }
 
@@ -113,7 +125,7 @@ def test_a_sandbox_fault_names_the_operation(operation):
 
 def test_an_operation_does_not_rename_other_faults():
     answer = problem(errors.StoreFault(), fault_id="1", operation=Operation.CREATION)
-    assert answer.document["type"].endswith("/internal-server-error")
+    assert answer.document["type"].endswith("/service-unavailable")
 
 
 def test_stray_bytes_and_foreign_objects_do_not_break_the_answer():
