@@ -237,7 +237,8 @@ class LocalNode:
         environ = environment(session.environ)
         files = SessionFiles(box.client, self._file_limits)
         builds = None
-        if self._cache is not None:
+        # What a folder outside of the home holds is in no fingerprint.
+        if self._cache is not None and not session.mounts:
             facts = {
                 "image": (str(image.ref), image.kind.value),
                 "environment": environ,
