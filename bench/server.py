@@ -113,7 +113,7 @@ class Server:
             more: variables of this start alone.
         """
         self._process = subprocess.Popen(
-            [*self._command, "serve", "--listen", self._listen, "--state", self.state],
+            [*self._command, "serve", "--drain", "--listen", self._listen, "--state", self.state],
             env=self._environ | more,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -146,6 +146,11 @@ class MemorySessions(_Memory):
         ]
         return found[offset : offset + limit]
 
+    async def ended_since(self, at: dt.datetime) -> Sequence[Session]:
+        self._enter("ended_since")
+        ends = [(s.terminated_at, s.id, s) for s in self._sessions.values() if s.terminated_at]
+        return [session for ended_at, _, session in sorted(ends) if ended_at > at]
+
     async def forget_ended_before(self, at: dt.datetime) -> int:
         self._enter("forget_ended_before")
         old = [

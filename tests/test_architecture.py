@@ -34,7 +34,7 @@ EVERYONE = {"errors", "units", "__init__"}
 #: Longer than 500 lines -> how long it may be, and why it is still one subject.
 LONG_FILES: dict[str, int] = {
     "config.py": 540,  # one table of settings; two files would have to be read as one
-    "node/runner.py": 540,  # one state that all its events change; what it calls is in other files
+    "node/engine.py": 560,  # one state that all its events change; what it calls is in other files
 }
 MAX_LINES = 500
 

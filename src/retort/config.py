@@ -64,6 +64,8 @@ class State:
 
     #: Folder of the database, sessions and retort.toml; made with mode 0700 if missing.
     folder: Path = dataclasses.field(default_factory=lambda: default_folder(os.environ))
+    #: Seconds for which callers of a session that ended by itself are told why.
+    told_s: float = 3600.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -195,6 +195,10 @@ class SessionNotFound(NotFound):
     thing = "session"
 
 
+class SessionLost(SessionNotFound):
+    """The session ended without being asked to."""
+
+
 class RunNotFound(NotFound):
     """No such run: it never was, or it has ended."""
 

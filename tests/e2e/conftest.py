@@ -83,7 +83,7 @@ def running_server(
         process = subprocess.Popen(
             [
                 *(*command, "-m", "retort.cli.main", "serve", "--verbose"),
-                *("--listen", "127.0.0.1:0", "--state", str(folder)),
+                *("--listen", "127.0.0.1:0", "--state", str(folder), "--drain"),
             ],
             env=environment(**settings),
             stdout=subprocess.PIPE,

@@ -69,7 +69,7 @@ BAD_CREATES: list[tuple[dict[str, Any], str]] = [
     *(({"image": "gcc", "group": bad}, "group") for bad in ("other", 5)),
     *(({"image": "gcc", "domain": bad}, "domain") for bad in ("other", 5)),
     *(({"image": "gcc", "config": bad}, "config") for bad in (5, [], "x", True)),
-    *((in_config(mounts=bad), "config.mounts") for bad in ("x", [5], {}, ["folder"])),
+    *((in_config(mounts=bad), "config.mounts") for bad in ("x", [5], {})),
     *((in_config(mount_map=bad), "config.mount_map") for bad in ([], "x", {"a": 1})),
     *(
         (in_config(environ=bad), "config.environ")

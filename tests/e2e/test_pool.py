@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ def inits(server: Server) -> dict[str, int]:
     found = {}
     for folder in (server.state / "sessions").iterdir():
         try:
-            found[folder.name] = int((folder / "identity").read_text().split()[0])
-        except (FileNotFoundError, IndexError):
+            found[folder.name] = json.loads((folder / "sandbox.json").read_text())["pid"]
+        except FileNotFoundError:
             continue  # half-made
     return found
 

@@ -241,17 +241,19 @@ async def test_an_end_that_only_an_abandoned_poll_saw_is_told_to_the_next(
 
 
 @pytest.mark.slow
-async def test_five_hundred_runs_leave_no_descriptor_and_no_process(
-    api: Calls, name: str, server: Server
-) -> None:
-    await run_to_end(api, name, exec="true")
-    before = open_descriptors(server.process.pid)
-    for number in range(500):
-        if number % 100 == 0:
-            await begin(api, name, "sleep 60")
-            await restart(api, name)
-        await run_to_end(api, name, exec="echo $RANDOM")
-    assert open_descriptors(server.process.pid) <= before + 3
+async def test_five_hundred_runs_leave_no_descriptor_and_no_process(tmp_path: Path) -> None:
+    with running_server(tmp_path / "state", RETORT_POOL_SIZE="0") as server:  # nothing else happens
+        headers = {"Authorization": f"Bearer {server.token}"}
+        async with aiohttp.ClientSession(server.url, headers=headers) as api:
+            name = await create(api)
+            await run_to_end(api, name, exec="true")
+            before = open_descriptors(server.process.pid)
+            for number in range(500):
+                if number % 100 == 0:
+                    await begin(api, name, "sleep 60")
+                    await restart(api, name)
+                await run_to_end(api, name, exec="echo $RANDOM")
+            assert open_descriptors(server.process.pid) <= before + 3
 
 
 def open_descriptors(pid: int) -> int:

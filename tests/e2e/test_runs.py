@@ -268,7 +268,8 @@ async def test_r12_runs_of_one_session_come_one_after_the_other(api: Calls, name
     runs = await asyncio.gather(
         *(run_to_end(api, name, exec=command.replace("$N", str(n))) for n in range(4))
     )
-    spans = [[float(line.split()[0]) for line in printed(run).splitlines()] for run in runs]
+    # Which of four calls at once comes first is the network's affair.
+    spans = sorted([float(line.split()[0]) for line in printed(run).splitlines()] for run in runs)
     assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(spans))
 
 

@@ -27,7 +27,7 @@ def _serving(state: Path, *args: str, **options: object) -> Iterator[subprocess.
     """Start a server; it is stopped, and has to stop, with the block."""
     given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     process: subprocess.Popen[str] = subprocess.Popen(
-        [*SERVE, "--listen", "127.0.0.1:0", "--state", str(state), *args],
+        [*SERVE, "--listen", "127.0.0.1:0", "--drain", "--state", str(state), *args],
         env=environment(),
         text=True,
         **given,  # type: ignore[call-overload]
@@ -96,7 +96,7 @@ def test_a_later_start_answers_at_the_root_and_shows_no_secret(tmp_path: Path) -
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     secret = made.split("BACKEND_SECRET_KEY=")[1].split()[0]
-    assert out == "Retort stops; its sessions end with it.\n"
+    assert out == "Retort stops.\n"
     assert secret not in out + err
     assert "curl" not in out
 

@@ -371,7 +371,8 @@ async def test_destroying_at_once_and_twice_ends_it_once(api: Calls) -> None:
 
 def init_of(server: Server, session_id: str) -> int:
     """The pid of a session's init on this host."""
-    return int((server.state / "sessions" / session_id / "identity").read_text().split()[0])
+    record = json.loads((server.state / "sessions" / session_id / "sandbox.json").read_text())
+    return int(record["pid"])
 
 
 def folders(server: Server) -> set[str]:
@@ -434,32 +435,15 @@ async def test_a_server_that_stops_leaves_neither_process_nor_folder(tmp_path: P
 
 
 @pytest.mark.slow
-async def test_a_killed_servers_sessions_are_ended_by_the_next(tmp_path: Path) -> None:
-    mark = f"35{time.monotonic_ns() % 10**9}"
-    with running_server(tmp_path / "state") as server:
-        async with calls_to(server) as api:
-            _, made = await ask_create(api, name="left-behind")
-            pid = init_of(server, made["sessionId"])
-            await begin(api, "left-behind", f"setsid sleep {mark} & sleep {mark}")
-            server.process.kill()
-            await asyncio.to_thread(server.process.wait)
-        assert processes_with(mark)
-    with running_server(tmp_path / "state", RETORT_POOL_SIZE="0") as server:
-        assert not processes_with(mark)
-        assert is_gone(pid)
-        assert folders(server) == set()
-        assert statuses(server)[made["sessionId"]] == "TERMINATED"
-        async with calls_to(server) as api:
-            assert (await call(api, "GET", "/session/left-behind"))[0] == 404
-            assert (await ask_create(api, name="left-behind"))[0] == 201
-
-
-@pytest.mark.slow
 async def test_a_folder_without_a_record_is_removed_at_the_start(tmp_path: Path) -> None:
-    for folder, text in (("half", None), ("bad", "x y"), ("huge", f"{10**30} 1"), ("old", "1 1")):
+    record = {"pid": 1, "start_ticks": 1, "host_uid": None, "boot_id": "x", "group": "x"}
+    huge = json.dumps(record | {"pid": 10**30})
+    for folder, text in (
+        ("half", None), ("bad", "x y"), ("huge", huge), ("old", json.dumps(record))
+    ):  # fmt: skip
         (tmp_path / "state" / "sessions" / folder).mkdir(parents=True)
         if text is not None:
-            (tmp_path / "state" / "sessions" / folder / "identity").write_text(text)
+            (tmp_path / "state" / "sessions" / folder / "sandbox.json").write_text(text)
     with running_server(tmp_path / "state", RETORT_POOL_SIZE="0") as server:
         assert folders(server) == set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,8 @@ def groups_named(name: str) -> list[Path]:
 
 def group_of(server: Server, session_id: str) -> str:
     """Give the name of a session's group: of the sandbox that it is, which may be older."""
-    pid = (server.state / "sessions" / session_id / "identity").read_text().split()[0]
+    record = json.loads((server.state / "sessions" / session_id / "sandbox.json").read_text())
+    pid = record["pid"]
     lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     (name,) = {line.rpartition("/")[2] for line in lines if "/retort-" in line}
     return name

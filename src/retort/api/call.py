@@ -49,6 +49,7 @@ class Call:
         headers: that every response of this call carries.
         reply_key: under which its answer is kept, when it carries a client token.
         undo: set by the handler of such a call: takes back what its answer took away.
+        confirm: set with it: lets go of that for good, once the answer is kept.
         is_awaiting_continue: its sender holds the body back until it is asked for (RFC 9110,
             10.1.1).
     """
@@ -57,6 +58,7 @@ class Call:
         "_body",
         "_keypair",
         "captured",
+        "confirm",
         "headers",
         "is_awaiting_continue",
         "limits",
@@ -83,6 +85,7 @@ class Call:
         self.headers: dict[str, str] = {}
         self.reply_key: ReplyKey | None = None
         self.undo: Callable[[], Awaitable[None]] | None = None
+        self.confirm: Callable[[], Awaitable[None]] | None = None
         self._keypair: KeyPair | None = None
         self._body: bytes | None = None
         expected = request.headers.get("Expect", "").strip().lower()

@@ -55,4 +55,5 @@ async def _do(call: Call, route: Route, digest: bytes) -> Done:
     assert isinstance(response, web.Response)
     content_type = response.headers.get("Content-Type", "") if response.body else ""
     body = response.body if isinstance(response.body, bytes) else b""
-    return Done(Reply(digest, response.status, content_type, body), undo=call.undo)
+    reply = Reply(digest, response.status, content_type, body)
+    return Done(reply, undo=call.undo, confirm=call.confirm)

@@ -53,8 +53,11 @@ class RunRoutes:
         )
         if key is not None:  # its caller will come back for it, if this is not read now
             call.undo = functools.partial(self._runs.undeliver, session, answer)
+            call.confirm = functools.partial(self._runs.delivered, session, answer)
         elif is_closing(call.request) or not await _written(call, response):
             await self._runs.undeliver(session, answer)
+        else:
+            await self._runs.delivered(session, answer)
         return response
 
     def output_url(self, call: Call, session_id: uuid.UUID) -> Callable[[str], str]:

@@ -45,9 +45,15 @@ code that you trust; anything else belongs behind sandbox.network = "none"."""
     metavar="FILE",
     help="Settings, instead of retort.toml in the state folder.",
 )
+@click.option("--drain", is_flag=True, help="End all sessions when the server stops.")
 @click.option("--verbose", is_flag=True, help="Log every step of every run.")
-def serve(listen: str | None, state: Path | None, file: Path | None, verbose: bool) -> None:
+def serve(
+    listen: str | None, state: Path | None, file: Path | None, drain: bool, verbose: bool
+) -> None:
     """Run the server until SIGINT or SIGTERM.
+
+    Sessions and their programs go on when the server stops or is killed, and the next start on
+    the state folder takes them over; with --drain they end when it stops.
 
     The first start on a state folder makes a key and prints how to use it. Beyond loopback the
     server only listens once there is a key.
@@ -57,21 +63,21 @@ def serve(listen: str | None, state: Path | None, file: Path | None, verbose: bo
     try:
         config = load(flags={"server.listen": listen, "state.folder": state}, file=file)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config))
+            runner.run(_serve(config, keeps_sessions=not drain))
     except RetortError as exc:
         raise click.ClickException(exc.message) from exc
     except OSError as exc:
         raise click.ClickException(_plain(exc, config)) from exc
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, *, keeps_sessions: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     if not is_loopback(config.server.host):
         await _insist_on_a_key(config)
-    async with running_server(config) as server:
+    async with running_server(config, keeps_sessions=keeps_sessions) as server:
         if server.is_new:
             await _first_key(server, config)
         else:
@@ -80,7 +86,15 @@ async def _serve(config: Config) -> None:
         if config.sandbox.network == "host":
             click.echo(HOST_NETWORK, err=True)
         await stop.wait()
-        _say(["Retort stops; its sessions end with it."])
+        _say([_farewell(server.sessions.live_count, keeps_sessions=keeps_sessions)])
+
+
+def _farewell(sessions: int, *, keeps_sessions: bool) -> str:
+    if not sessions:
+        return "Retort stops."
+    if not keeps_sessions:
+        return f"Retort stops, and ends its sessions ({sessions})."
+    return f"Retort stops; {sessions} sessions go on, and its next start takes them over."
 
 
 def is_loopback(host: str) -> bool:

@@ -92,11 +92,27 @@ class Console:
 
     def take(self) -> tuple[ConsoleItem, ...]:
         """Give what is there and make room for the next answer."""
-        items = tuple((stream.value, "".join(parts)) for stream, parts in self._items)
+        items = self.peek()
         self._items.clear()
         for stream in Stream:
             self._room[stream] = self._cap
         return items
+
+    def is_full(self, stream: Stream) -> bool:
+        """Whether everything more of a stream is dropped until the next `take`."""
+        return not self._room[stream]
+
+    def pending(self, stream: Stream) -> bytes:
+        """Give the bytes of a character that is not whole yet."""
+        return self._decoders[stream].getstate()[0]
+
+    def set_pending(self, stream: Stream, data: bytes) -> None:
+        """Make a decoder stand behind such bytes."""
+        self._decoders[stream].setstate((data, 0))
+
+    def peek(self) -> tuple[ConsoleItem, ...]:
+        """Give what is there, and leave it."""
+        return tuple((stream.value, "".join(parts)) for stream, parts in self._items)
 
     def put_back(self, items: Iterable[ConsoleItem]) -> None:
         """Put what an undelivered answer held in front of what came since; caps stay."""

@@ -89,6 +89,10 @@ class SessionStore(Protocol):
         """List an owner's sessions, newest first; without statuses, in any state."""
         ...
 
+    async def ended_since(self, at: dt.datetime) -> Sequence[Session]:
+        """Give sessions that ended after a time, oldest first."""
+        ...
+
     async def forget_ended_before(self, at: dt.datetime) -> int:
         """Delete records of sessions that ended before a time; give their number."""
         ...
@@ -343,6 +347,22 @@ class Node(Protocol):
         """Make a session's sandbox. Raises SandboxFault, ImageNotFound."""
         ...
 
+    async def adopt(self, session: Session) -> Session:
+        """Take over a session that an earlier server made and left running.
+
+        Returns:
+            The session, with what its runs came to meanwhile.
+
+        Raises:
+            SessionLost: nothing of it runs any more; says why. What its runs had still to say is
+                told as after any loss.
+        """
+        ...
+
+    async def sweep(self) -> None:
+        """End what an earlier server left and nobody adopted: it belongs to no session."""
+        ...
+
     async def destroy(self, session_id: uuid.UUID) -> Usage:
         """Kill everything in a session and delete its files; give what it used in all."""
         ...
@@ -361,6 +381,14 @@ class Node(Protocol):
         Raises:
             RunNotFound: continue or input of a run that is not there (R3).
         """
+        ...
+
+    async def delivered(self, session_id: uuid.UUID, answer: Answer) -> None:
+        """Say that an answer reached its caller: it will not be given again."""
+        ...
+
+    async def stop_waiting(self) -> None:
+        """Let waiting calls answer now: the server stops."""
         ...
 
     async def undeliver(self, session_id: uuid.UUID, answer: Answer) -> None:
@@ -410,6 +438,10 @@ class Placement(Protocol):
 
     async def place(self, session: Session) -> Node:
         """Choose a node for a new session. Raises QuotaExceeded when none can ever hold it."""
+        ...
+
+    async def sweep(self) -> None:
+        """End what an earlier server left on any node and nobody adopted."""
         ...
 
     def node_of(self, session_id: uuid.UUID) -> Node:

@@ -120,6 +120,8 @@ class Answer:
         is_cancelled: the session died during the run (R15).
         verdict: on the step that this answer reports the end of; None when none ran.
         walls: what this host enforced on it, by name; comes with a verdict.
+        ticket: names its delivery, for `Node.delivered` and `Node.undeliver`; 0: it tells nothing
+            that could be lost.
     """
 
     run_id: str
@@ -130,6 +132,7 @@ class Answer:
     is_cancelled: bool = False
     verdict: StepResult | None = None
     walls: Mapping[str, str] | None = None
+    ticket: int = dataclasses.field(default=0, compare=False)  # of the way, not of what is said
 
 
 class Phase(enum.Enum):
@@ -138,6 +141,11 @@ class Phase(enum.Enum):
     CLEAN = "clean"
     BUILD = "build"
     EXEC = "exec"
+
+    @property
+    def has_input(self) -> bool:
+        """Whether the step reads what its caller types; any other reads nothing (spec 5.7)."""
+        return self is Phase.EXEC
 
 
 class Outcome(enum.Enum):
@@ -197,6 +205,11 @@ class Stage(enum.Enum):
     BUILD = "build"
     EXEC = "exec"
     ENDED = "ended"  #: nothing follows
+
+    @property
+    def phase(self) -> Phase | None:
+        """The step that runs in this stage."""
+        return None if self in (Stage.QUEUED, Stage.ENDED) else Phase(self.value)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

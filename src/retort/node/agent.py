@@ -22,13 +22,20 @@ from retort.core.image import Catalogue, Image, environment
 from retort.core.limits import Usage
 from retort.core.run import Answer, Mode, RunRequest
 from retort.core.session import Session
-from retort.errors import RunNotFound, SandboxFault, SessionNotFound
+from retort.errors import RunNotFound, SandboxFault, SessionLost, SessionNotFound
+from retort.hostfs.spares import clear_spares
 from retort.node import reserve
+from retort.node.adopt import GONE, replay_of, resume
 from retort.node.boxes import Box, Boxes
 from retort.node.build_cache import BuildCache, SessionBuilds, Surroundings
 from retort.node.files import FileLimits, SessionFiles
+from retort.node.journal import Journal, read_journal
+from retort.node.places import Place
 from retort.node.pool import Pool
-from retort.node.runner import Runner, RunSettings
+from retort.node.replay import IsKept
+from retort.node.run_book import journal_path
+from retort.node.run_settings import RunSettings
+from retort.node.runner import Runner
 from retort.node.watched_run import WatchedRun
 from retort.sandbox.outside import left_outside
 
@@ -60,6 +67,7 @@ class LocalNode:
         folder: where sandboxes have their sockets; the server's own, mode 0700.
         on_lost: told when a session's sandbox ended by itself, with the reason.
         cache: of builds; the node closes it.
+        is_kept: says whether the answer to a call is kept for its token, so that it has arrived.
     """
 
     def __init__(
@@ -73,6 +81,7 @@ class LocalNode:
         files: FileLimits,
         flush_s: float,
         on_lost: Callable[[uuid.UUID, str], None],
+        is_kept: IsKept,
         cache: BuildCache | None = None,
     ) -> None:
         self._boxes = boxes
@@ -84,6 +93,7 @@ class LocalNode:
         self._file_limits = files
         self._flush_s = flush_s
         self._on_lost = on_lost
+        self._is_kept = is_kept
         self._held: dict[uuid.UUID, _Held] = {}
         self._fallen: dict[uuid.UUID, Runner] = {}  # of lost sessions, the oldest first
         self._clearing: set[asyncio.Task[None]] = set()  # what is left of ended sessions
@@ -101,7 +111,11 @@ class LocalNode:
             box.move(folder)
         else:
             box = await self._boxes.make(session.limits, folder, session.mounts)
-        held = self._hold(session, image, box)
+        try:
+            held = self._hold(session, image, box, Journal(journal_path(folder)))
+        except OSError as exc:
+            await self._clear_soon(box)
+            raise SandboxFault("journal", str(exc)) from exc
         self._held[session.id] = held
         box.loss.tell(lambda exc: self._lost(session.id, exc))
         try:
@@ -113,6 +127,47 @@ class LocalNode:
             with contextlib.suppress(SessionNotFound):  # its init ended, and `_lost` clears it
                 await self.destroy(session.id)
             raise
+
+    async def adopt(self, session: Session) -> Session:
+        """Take over a session of an earlier server; see `ports.Node`."""
+        folder = self._folder / str(session.id)
+        image = self._catalogue.resolve(session.image)
+        records, end = await asyncio.to_thread(read_journal, journal_path(folder))
+        try:
+            box = await self._boxes.adopt(session, folder, lambda exc: self._lost(session.id, exc))
+        except SessionLost as exc:
+            runner = Runner(GONE, image, {}, (), self._run_settings, Place())
+            runner.tell_of(await replay_of(records, runner.make, self._is_kept), exc.message)
+            if runner.has_answers:  # what its runs have still to say
+                self._let_fall(session.id, runner)
+            raise
+        held = self._hold(session, image, box, Journal(journal_path(folder), end))
+        try:
+            replay = await replay_of(records, held.runner.make, self._is_kept)
+            await resume(held.runner, replay, box.client)
+            await clear_spares(box.client)
+        except (SandboxFault, OSError) as exc:
+            held.runner.broken(str(exc))
+            held.runner.close_journal()
+            await self._clear_soon(box)
+            raise SessionLost(str(exc)) from exc
+        self._held[session.id] = held
+        usage, started = held.runner.usage, held.runner.started
+        return dataclasses.replace(session, usage=usage, num_queries=started)
+
+    async def sweep(self) -> None:
+        """End what an earlier server left and nobody adopted."""
+        await self._boxes.sweep(self._folder, {str(session_id) for session_id in self._held})
+
+    async def let_go(self) -> None:
+        """Leave every session running, for the next server."""
+        await self._pool.close()
+        await asyncio.gather(*self._clearing, return_exceptions=True)
+        held, self._held = list(self._held.values()), {}
+        for one in held:
+            one.runner.let_go()
+            await self._boxes.let_go(one.box)
+        await asyncio.to_thread(self._boxes.close)
 
     async def destroy(self, session_id: uuid.UUID) -> Usage:
         """Kill everything in a session and delete its files.
@@ -126,6 +181,7 @@ class LocalNode:
             raise SessionNotFound
         held.runner.cancel_all()
         usage = held.runner.usage
+        held.runner.close_journal()
         faults.reached(faults.Point.DESTROYING)
         await self._clear_soon(held.box)
         return usage
@@ -195,6 +251,17 @@ class LocalNode:
         except RunNotFound:
             raise SessionNotFound from None
 
+    async def delivered(self, session_id: uuid.UUID, answer: Answer) -> None:
+        """Know that an answer reached its caller."""
+        held = self._held.get(session_id)
+        if runner := held.runner if held else self._fallen.get(session_id):
+            runner.delivered(answer)
+
+    async def stop_waiting(self) -> None:
+        """Let waiting calls answer now: the server stops."""
+        for held in self._held.values():
+            held.runner.stop_waiting()
+
     async def undeliver(self, session_id: uuid.UUID, answer: Answer) -> None:
         """Put an answer back that could not be written."""
         held = self._held.get(session_id)
@@ -233,7 +300,7 @@ class LocalNode:
             raise SessionNotFound
         return held
 
-    def _hold(self, session: Session, image: Image, box: Box) -> _Held:
+    def _hold(self, session: Session, image: Image, box: Box, journal: Journal) -> _Held:
         environ = environment(session.environ)
         files = SessionFiles(box.client, self._file_limits)
         builds = None
@@ -262,6 +329,7 @@ class LocalNode:
             self._run_settings,
             box.place,
             builds,
+            journal,
         )
         return _Held(session, box, runner, files)
 
@@ -286,12 +354,16 @@ class LocalNode:
             return
         reason = str(exc) if exc else "init ended"
         held.runner.broken(reason)
+        held.runner.close_journal()
         del self._held[session_id]
-        self._fallen[session_id] = held.runner
-        if len(self._fallen) > MAX_FALLEN:
-            del self._fallen[next(iter(self._fallen))]
+        self._let_fall(session_id, held.runner)
         self._on_lost(session_id, reason)  # at once: its name must not lead to a dead session
         self._clear_in_background(held.box)
+
+    def _let_fall(self, session_id: uuid.UUID, runner: Runner) -> None:
+        self._fallen[session_id] = runner
+        if len(self._fallen) > MAX_FALLEN:
+            del self._fallen[next(iter(self._fallen))]
 
     async def _clear_soon(self, box: Box) -> None:
         box.kill()

@@ -13,15 +13,16 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from retort.core import faults
 from retort.core.limits import Limits
 from retort.core.mount import Mount
-from retort.errors import NotSupported
+from retort.core.session import Session
+from retort.errors import NotSupported, SandboxFault, SessionLost
+from retort.node.adopt import boot_id, end_stray, find, recollect, remember
 from retort.node.folders import Folders
-from retort.node.leftovers import remember
 from retort.node.places import Place, Places, counts_by_namespace
 from retort.node.step import RLimits
 from retort.sandbox import view
@@ -141,7 +142,7 @@ class Boxes:
             spec = spec_of(limits, host_uid, mounted, shares_network=self._shares_network)
             sandbox = await self._launcher.start(spec, folder)
             faults.reached(faults.Point.LAUNCHED)
-            remember(sandbox)
+            remember(sandbox, folder.name)
             if self._folders is not None:
                 await mount_folders(self._launcher, sandbox, mounted, self._folders.owner)
             client = await InitClient.connect(
@@ -163,6 +164,62 @@ class Boxes:
             place = dataclasses.replace(place, walls={**place.walls, **self._folders.walls})
         return Box(limits, sandbox, client, place, host_uid, loss)
 
+    async def adopt(self, session: Session, folder: Path, on_lost: Tell) -> Box:
+        """Take over a sandbox that an earlier server made, with whatever runs in it.
+
+        Args:
+            on_lost: told when its init goes away.
+
+        Raises:
+            SessionLost: it has ended, and why; its folder and its group are still there.
+        """
+        limits, record = session.limits, recollect(folder)
+        if record is None:
+            raise SessionLost("the server was killed while it started")
+        if record.boot_id != boot_id():
+            raise SessionLost("the host was restarted")
+        sandbox = find(self._launcher, folder, record)
+        if sandbox is None:
+            told = await asyncio.to_thread(self._places.told_of, record.group)
+            raise SessionLost(f"init was killed while no server ran{told}")
+        if self._host_uids is not None and sandbox.host_uid is not None:
+            self._host_uids.claim(sandbox.host_uid)
+        loss = Loss()
+        loss.tell(on_lost)
+        client: InitClient | None = None
+        try:
+            client = await InitClient.connect(
+                os.fsencode(sandbox.socket_path), timeout_s=CONNECT_S, on_lost=loss
+            )
+            spec = spec_of(limits, sandbox.host_uid, shares_network=self._shares_network)
+            place = await self._places.adopt(
+                record.group,
+                limits,
+                sandbox.pid,
+                client,
+                functools.partial(cap_inodes, self._launcher, sandbox, spec),
+            )
+        except SandboxFault as exc:
+            if client is not None:
+                client.close()
+            await self._clear(sandbox, folder, sandbox.host_uid, None)
+            raise SessionLost(str(exc)) from exc
+        if session.mounts and self._folders is not None:
+            place = dataclasses.replace(place, walls={**place.walls, **self._folders.walls})
+        return Box(limits, sandbox, client, place, sandbox.host_uid, loss)
+
+    async def sweep(self, folder: Path, known: Collection[str]) -> None:
+        """End what an earlier server left below a folder, except what is known by name."""
+        folders = await asyncio.to_thread(lambda: sorted(folder.iterdir()))
+        strays = [entry for entry in folders if entry.name not in known]
+        await asyncio.gather(*(end_stray(self._launcher, stray) for stray in strays))
+        await asyncio.to_thread(self._places.sweep)
+
+    async def let_go(self, box: Box) -> None:
+        """Leave a box as it is, for the next server."""
+        box.client.close()
+        await self._places.let_go(box.place)
+
     async def clear(self, box: Box) -> None:
         """Kill everything in a box and delete its files.
 
@@ -173,7 +230,7 @@ class Boxes:
         await self._clear(box.sandbox, box.sandbox.folder, box.host_uid, box.place)
 
     def close(self) -> None:
-        """Let go of what making them needs; every box must have been cleared."""
+        """Let go of what making them needs; every box must have been cleared or let go."""
         self._launcher.close()
         self._places.close()
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import signal
+from collections.abc import Sequence
 from typing import Protocol
 
+from retort.core.console import Stream
 from retort.core.limits import Usage
 from retort.core.run import Outcome, Phase, StartStep, StepResult, Stop
 from retort.core.verdict import Counters, judge
@@ -28,6 +30,10 @@ class Steps(Protocol):
 
     def start_built(self, run: LiveRun, order: StartStep, build: Build) -> None:
         """Start the program; `build` is to be kept when it ends."""
+        ...
+
+    def recall(self, run: LiveRun, printed: Sequence[tuple[Stream, bytes]]) -> None:
+        """Have the run print what a stored build printed."""
         ...
 
     def conclude(self, run: LiveRun, result: StepResult, number: int = 0) -> None:
@@ -146,8 +152,7 @@ class BuildSteps:
         elif build is None:
             self._steps.fail(run, failure or "")
         elif build.hit is not None:
-            for stream, data in build.printed:
-                run.console.feed(stream, data)
+            self._steps.recall(run, build.printed)
             # As if it had been run, of the run's limit; the session's own usage is what was used.
             run.cpu_us += build.hit.usage.user_us + build.hit.usage.system_us
             self._steps.conclude(run, build.hit)

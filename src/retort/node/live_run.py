@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 
 from retort.core.console import Console
 from retort.core.run import (
@@ -23,6 +24,8 @@ from retort.core.run import (
 )
 from retort.errors import RunNotFound
 
+OnTake = Callable[["LiveRun", Answer, bool, str | None], Answer]
+
 
 class LiveRun:
     """A run between its start and the delivery of its last answer.
@@ -37,8 +40,14 @@ class LiveRun:
         is_gone: its last answer was taken.
         is_abandoned: its only watcher went away; no further step starts.
         decided: how its last step ended, from that moment on.
+        is_watched_by_stream: it ends with that.
         cpu_us: what its ended steps used, for its limit.
         caches_build: as its request says.
+        began_ns: as `began_at`, by the monotonic clock: what its time limit counts from.
+
+    Args:
+        on_take: told of each answer that leaves and whether it was a closed one, with the token of
+            the call; gives the answer that is handed out.
     """
 
     def __init__(
@@ -50,6 +59,8 @@ class LiveRun:
         limits: RunLimits | None = None,
         keeps_background: bool = False,
         walls: Mapping[str, str] | None = None,
+        is_watched: bool = False,
+        on_take: OnTake | None = None,
     ) -> None:
         self.run_id = run_id
         self.state = state
@@ -64,6 +75,10 @@ class LiveRun:
         self.waits = 0
         self.typed = bytearray()
         self.began_at = 0.0
+        self.began_ns = 0
+        self.is_watched_by_stream = is_watched
+        self._on_take = on_take
+        self._is_stopping = False
         self.last_call = 0.0
         self.is_gone = False
         self.is_abandoned = False
@@ -115,22 +130,50 @@ class LiveRun:
             if not waiter.done():
                 waiter.set_result(True)
 
-    def take(self) -> Answer | None:
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """The closed answers that nobody took yet."""
+        return tuple(self._answers)
+
+    def stand(self, answers: Iterable[Answer]) -> None:
+        """Have these closed answers wait: the run is restored."""
+        self._answers = collections.deque(answers)
+
+    def take(self, token: str | None = None) -> Answer | None:
         """Give the answer that is ready, if there is one."""
         if self._answers:
             answer = self._answers.popleft()
             self.is_gone = answer.status.ends_run
-            return answer
+            return self._taken(answer, True, token)
         if self.is_blocked:
-            return Answer(self.run_id, Status.WAITING_INPUT, console=self.console.take())
+            return self._taken(self._so_far(Status.WAITING_INPUT), False, token)
         return None
 
-    def take_output(self) -> Answer:
+    def take_again(self, *, is_closed: bool) -> Answer | None:
+        """Let an answer leave that left an earlier server already; nobody is told."""
+        if not is_closed:
+            return self._so_far(Status.CONTINUED)
+        if not self._answers:
+            return None
+        answer = self._answers.popleft()
+        self.is_gone = answer.status.ends_run
+        return answer
+
+    def take_output(self, token: str | None = None) -> Answer:
         """Give what was printed so far, as `continued`."""
-        return Answer(self.run_id, Status.CONTINUED, console=self.console.take())
+        return self._taken(self._so_far(Status.CONTINUED), False, token)
+
+    def _so_far(self, status: Status) -> Answer:
+        return Answer(self.run_id, status, console=self.console.take())
+
+    def _taken(self, answer: Answer, is_closed: bool, token: str | None) -> Answer:
+        if self._on_take is None or not (is_closed or answer.console):
+            return answer
+        return self._on_take(self, answer, is_closed, token)
 
     def put_back(self, answer: Answer) -> None:
         """Make an answer the next one again: its caller never got it."""
+        answer = dataclasses.replace(answer, ticket=0)
         if answer.status in (Status.CONTINUED, Status.WAITING_INPUT):
             if not self._answers:
                 self.console.put_back(answer.console)
@@ -159,7 +202,12 @@ class LiveRun:
             timer.cancel()
             self._waiters.discard(waiter)
 
-    async def next_answer(self, wait_s: float) -> Answer:
+    def stop_waiting(self) -> None:
+        """Let calls answer with what there is now: the server stops."""
+        self._is_stopping = True
+        self.wake()
+
+    async def next_answer(self, wait_s: float, token: str | None = None) -> Answer:
         """Wait for the next answer, at most `wait_s` seconds (R4).
 
         Of several callers the newest is served: an older one is most likely a caller whose
@@ -178,10 +226,10 @@ class LiveRun:
                 if self.is_gone:
                     raise RunNotFound
                 is_newest = self._callers[-1] is caller
-                if is_newest and (answer := self.take()) is not None:
+                if is_newest and (answer := self.take(token)) is not None:
                     return answer
-                if now() >= until:
-                    return self.take_output() if is_newest else self._nothing()
+                if now() >= until or self._is_stopping:
+                    return self.take_output(token) if is_newest else self._nothing()
                 await self.wait(until)
         finally:
             self._callers.remove(caller)

@@ -20,12 +20,19 @@ READ_BYTES = 65_536  # a pipe's default capacity: one read empties it
 DRAIN_BYTES = 16 * 1024 * 1024  # more than any pipe can hold (fs.pipe-max-size is 1 MiB)
 
 
+ReadPipe = Callable[[Stream, int], bytes]
+
+
 class StepPipes:
     """Pipes of one step: made before it starts, drained while it runs, emptied when it ended.
 
     Args:
         on_output: called with the stream and the bytes, in the order of their arrival.
         with_stdin: make a pipe for input; else the program reads an empty /dev/null.
+        read: reads a stream's pipe without waiting, as os.read(2) does; b"" at its end.
+        on_fed: called with how many bytes of input went into the pipe.
+        held: our ends of a program that runs already, as init kept them: input if it has any,
+            output, errors. They are closed with the rest.
 
     Attributes:
         stdio: the program's ends, to be handed over and then closed by `started`.
@@ -36,9 +43,11 @@ class StepPipes:
         "_err",
         "_in",
         "_loop",
+        "_on_fed",
         "_on_output",
         "_out",
         "_pending",
+        "_read_now",
         "_theirs",
         "held",
         "stdio",
@@ -50,10 +59,27 @@ class StepPipes:
         on_output: Callable[[Stream, bytes], None],
         *,
         with_stdin: bool,
+        read: ReadPipe = lambda stream, pipe: os.read(pipe, READ_BYTES),
+        on_fed: Callable[[int], None] = lambda count: None,
+        held: tuple[int, ...] = (),
     ) -> None:
         self._loop = loop
         self._on_output = on_output
+        self._read_now = read
+        self._on_fed = on_fed
         self._pending = bytearray()
+        if held:
+            self.stdio = (-1, -1, -1)
+            self._theirs: tuple[int, ...] = ()
+            self._in = held[0] if with_stdin else -1
+            self._out, self._err = held[-2:]
+        else:
+            self._make(with_stdin)
+        self.held = tuple(end for end in (self._in, self._out, self._err) if end >= 0)
+        loop.add_reader(self._out, self._read, Stream.STDOUT, self._out)
+        loop.add_reader(self._err, self._read, Stream.STDERR, self._err)
+
+    def _make(self, with_stdin: bool) -> None:
         made: list[int] = []
         try:
             if with_stdin:
@@ -69,11 +95,7 @@ class StepPipes:
         for end in (self._in, self._out, self._err):
             if end >= 0:
                 os.set_blocking(end, False)
-        self.stdio = (child_in, child_out, child_err)
-        self._theirs: tuple[int, ...] = self.stdio
-        self.held = tuple(end for end in (self._in, self._out, self._err) if end >= 0)
-        loop.add_reader(self._out, self._read, Stream.STDOUT, self._out)
-        loop.add_reader(self._err, self._read, Stream.STDERR, self._err)
+        self.stdio = self._theirs = (child_in, child_out, child_err)
 
     def started(self) -> None:
         """Close the program's ends: from here on only the program holds them."""
@@ -97,6 +119,11 @@ class StepPipes:
         return unread[0] == 0
 
     @property
+    def pending(self) -> bytes:
+        """Input that waits for room in the pipe."""
+        return bytes(self._pending)
+
+    @property
     def pending_bytes(self) -> int:
         """Input that waits for room in the pipe, in bytes."""
         return len(self._pending)
@@ -105,7 +132,7 @@ class StepPipes:
         """Read what is in the pipes now, without waiting."""
         for stream, end in ((Stream.STDOUT, self._out), (Stream.STDERR, self._err)):
             left = DRAIN_BYTES
-            while end >= 0 and left > 0 and (data := _read_now(end)):
+            while end >= 0 and left > 0 and (data := self._read_if_any(stream, end)):
                 left -= len(data)
                 self._on_output(stream, data)
 
@@ -123,7 +150,7 @@ class StepPipes:
 
     def _read(self, stream: Stream, end: int) -> None:
         try:
-            data = os.read(end, READ_BYTES)
+            data = self._read_now(stream, end)
         except BlockingIOError:
             return
         if data:
@@ -131,23 +158,24 @@ class StepPipes:
         else:  # end of file: the descriptor would be readable for ever
             self._loop.remove_reader(end)
 
+    def _read_if_any(self, stream: Stream, end: int) -> bytes:
+        try:
+            return self._read_now(stream, end)
+        except BlockingIOError:
+            return b""
+
     def _flush(self) -> None:
         try:
             while self._pending:
-                del self._pending[: os.write(self._in, self._pending)]
+                written = os.write(self._in, self._pending)
+                self._on_fed(written)
+                del self._pending[:written]
         except BlockingIOError:
             self._loop.add_writer(self._in, self._flush)
             return
         except BrokenPipeError:  # the program closed its input: nobody will ever read this
             self._pending.clear()
         self._loop.remove_writer(self._in)
-
-
-def _read_now(end: int) -> bytes:
-    try:
-        return os.read(end, READ_BYTES)
-    except BlockingIOError:
-        return b""
 
 
 def _close(*ends: int) -> None:

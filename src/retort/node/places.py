@@ -109,6 +109,54 @@ class Places:
         placed.add_done_callback(_retrieve)
         return Place(group, placed, scratch, self._walls, self._pressure)
 
+    async def adopt(
+        self,
+        name: str,
+        limits: Limits,
+        init_pid: int,
+        client: InitClient,
+        cap_inodes: Callable[[], Awaitable[None]],
+    ) -> Place:
+        """Find the place of a session that an earlier server made; finish what it had not.
+
+        Args:
+            cap_inodes: as for `make`.
+
+        Raises:
+            SandboxFault: as for `make`.
+        """
+        loop = asyncio.get_running_loop()
+        group = await loop.run_in_executor(self._threads, self._groups.session, name, limits)
+        if group is not None and not await loop.run_in_executor(
+            self._threads, group.holds, init_pid
+        ):
+            return await self.make(name, limits, init_pid, client, cap_inodes)
+        try:
+            scratch = await client.open(b".", os.O_PATH | os.O_DIRECTORY)
+        except OSError as exc:
+            raise SandboxFault("scratch", str(exc)) from exc
+        return Place(group, None, scratch, self._walls)
+
+    def told_of(self, name: str) -> str:
+        """Say what the group of a dead session tells of its end; "" when it tells nothing."""
+        kills = self._groups.oom_kills(name)
+        if not kills:
+            return ""
+        return f"; the host kernel had ended {kills} of its processes for want of memory"
+
+    def sweep(self) -> None:
+        """Remove the groups of sessions that have ended."""
+        self._groups.sweep()
+
+    async def let_go(self, place: Place) -> None:
+        """Let go of the place of a sandbox that lives on."""
+        if place.placed is not None:
+            await asyncio.wait((place.placed,))
+        if place.scratch >= 0:
+            os.close(place.scratch)
+        if place.group is not None:
+            place.group.close()
+
     async def clear(self, place: Place) -> None:
         """Let go of a place whose sandbox has ended."""
         if place.placed is not None:

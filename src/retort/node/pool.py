@@ -131,7 +131,13 @@ class Pool:
 
     async def _make(self, limits: Limits) -> None:
         reserve.insist(reserve.Need.SESSION)
-        box = await self._boxes.make(limits, self._folder / f"pool-{uuid.uuid4().hex[:16]}")
+        folder = self._folder / f"pool-{uuid.uuid4().hex[:16]}"
+        making = asyncio.ensure_future(self._boxes.make(limits, folder))
+        try:
+            box = await asyncio.shield(making)
+        except asyncio.CancelledError:  # the server stops: half a box could not be cleared whole
+            self._discard(await making)
+            raise
         try:
             if box.place.placed is not None:
                 await asyncio.shield(box.place.placed)

@@ -9,23 +9,29 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
+import os
 import resource
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 
 from retort.core.console import Stream
-from retort.core.run import OUR_FAULT_EXIT, Outcome, Phase, StartStep, StepResult, Stop
+from retort.core.run import OUR_FAULT_EXIT, Outcome, StartStep, StepResult, Stop
 from retort.core.verdict import Counters, judge
+from retort.errors import SandboxFault
 from retort.node.build_cache import Build
 from retort.node.cpu_watch import CpuWatch
 from retort.node.input_watch import InputWatch
 from retort.node.live_run import LiveRun
-from retort.node.pipes import StepPipes
+from retort.node.pipes import READ_BYTES, ReadPipe, StepPipes
 from retort.node.places import Place
+from retort.node.records import Fed, Sent
+from retort.node.replay import Replay
+from retort.node.run_book import RunBook, StepNow
 from retort.node.step_usage import usage_of
+from retort.sandbox.channel import close_all
 from retort.sandbox.init import InitClient
 from retort.sandbox.session_group import Measured
-from retort.sandbox.step_values import ExecStep, Started, StepExit
+from retort.sandbox.step_values import ExecStep, Started, StepExit, StepRecord
 
 HOME = b"/home/work"
 TAG_BYTES = 128
@@ -46,6 +52,7 @@ class Step:
         is_interrupted: the user sent it SIGINT.
         waited_us: the host's counter of waiting for processors when it was started.
         build: what the build cache knows of it, if it was asked.
+        sent: what the journal says of it.
     """
 
     number: int
@@ -61,15 +68,27 @@ class Step:
     stop: Stop | None = None
     waited_us: int | None = None
     build: Build | None = None
+    sent: Sent | None = None
 
-    def close(self) -> None:
-        """Take what was printed so far, and no more."""
+    @property
+    def now(self) -> StepNow | None:
+        """What a journal that begins anew must say of it."""
+        if self.sent is None:
+            return None
+        return StepNow(self.sent, self.stop, self.pipes.pending)
+
+    def let_go(self) -> None:
+        """Look after it no more: what it prints stays in its pipes, for the next server."""
         if self.cpu_watch is not None:
             self.cpu_watch.close()
         if self.watch is not None:
             self.watch.close()
-        self.pipes.drain()
         self.pipes.close()
+
+    def close(self) -> None:
+        """Take what was printed so far, and no more."""
+        self.pipes.drain()
+        self.let_go()
 
 
 class Stepper:
@@ -88,6 +107,7 @@ class Stepper:
         environment: Mapping[str, str],
         rlimits: RLimits,
         place: Place,
+        book: RunBook,
         *,
         spawn: Callable[[Coroutine[None, None, None]], None],
         on_limit: Callable[[Step, Stop], None],
@@ -96,10 +116,11 @@ class Stepper:
         self._environment = environment
         self._rlimits = rlimits
         self._place = place
+        self._book = book
         self._spawn = spawn
         self._on_limit = on_limit
         self._loop = asyncio.get_running_loop()
-        self._last_number = 0
+        self.last_number = 0
         self._is_out_of_memory = False  # during the last step
         self.met_limit = False  #: the last step that was judged met one of its session
         self.keeps_background = False  #: from the first run that asked for it, until a restart
@@ -113,15 +134,10 @@ class Stepper:
             OSError: no descriptors for its pipes.
             SandboxFault, ValueError: init cannot be told.
         """
-        self._last_number += 1
-        number, has_input = self._last_number, order.phase is Phase.EXEC
-        limit = run.limits.output_bytes
-        counter = _OutputCounter(run, limit) if limit is not None else None
-        feed = run.console.feed if counter is None else counter.feed
-        pipes = StepPipes(self._loop, feed, with_stdin=has_input)
-        step = Step(number, order, pipes, run, run.console.cut_chars)
-        if counter is not None:
-            counter.on_over = lambda: self._on_limit(step, Stop.OUTPUT)
+        self.last_number += 1
+        number, has_input = self.last_number, order.phase.has_input
+        step = self._step(run, order, number)
+        pipes = step.pipes
         self.keeps_background |= has_input and run.keeps_background
         program = ExecStep(
             number=number,
@@ -134,6 +150,11 @@ class Stepper:
             held=pipes.held,
             keep_background=self.keeps_background,
         )
+        group = self._place.group
+        step.sent = Sent(
+            run.run_id, number, order.phase, group.counted if group is not None else None
+        )
+        self._book.sent(step.sent)
         try:
             started = self._client.exec(program, lambda end: on_exit(step, end))
         except BaseException:
@@ -143,6 +164,66 @@ class Stepper:
         self._watch(step)
         step.waited_us = self._waited_us()  # after the start was sent: nobody waits for it
         return step, started
+
+    def adopt(
+        self,
+        run: LiveRun,
+        order: StartStep,
+        replay: Replay,
+        record: StepRecord,
+        on_exit: Callable[[Step, StepExit], None],
+    ) -> Step:
+        """Look after a step that an earlier server sent to init; its figures go on.
+
+        Raises:
+            SandboxFault: init kept other descriptors than it was given.
+        """
+        has_input = order.phase.has_input
+        held = tuple(end for end in record.held if end is not None)
+        if replay.sent is None or len(held) != 2 + has_input:
+            close_all(held)
+            raise SandboxFault("init", f"{len(held)} pipes of step {record.number}")
+        if (group := self._place.group) is not None and replay.sent.counted is not None:
+            group.go_on_from(replay.sent.counted)
+        step = self._step(run, order, record.number, held)
+        step.sent, step.stop, step.is_started = replay.sent, replay.stop, True
+        self._client.adopt(record.number, lambda end: on_exit(step, end))
+        self._watch(step)
+        if replay.unfed:
+            step.pipes.write(bytes(replay.unfed))
+        return step
+
+    def _step(
+        self, run: LiveRun, order: StartStep, number: int, held: tuple[int, ...] = ()
+    ) -> Step:
+        """Make a step with its pipes."""
+        limit = run.limits.output_bytes
+        counter = _OutputCounter(run, limit) if limit is not None else None
+        feed = run.console.feed if counter is None else counter.feed
+        pipes = StepPipes(
+            self._loop,
+            feed,
+            with_stdin=order.phase.has_input,
+            read=self._reader(run),
+            on_fed=lambda count: self._book.journal.add(Fed(count)),
+            held=held,
+        )
+        step = Step(number, order, pipes, run, run.console.cut_chars)
+        if counter is not None:
+            counter.on_over = lambda: self._on_limit(step, Stop.OUTPUT)
+        return step
+
+    def _reader(self, run: LiveRun) -> ReadPipe:
+        """Give how a run's output is read: into the journal, unless nobody will ever ask for it."""
+        journal, console = self._book.journal, run.console
+
+        def read(stream: Stream, pipe: int) -> bytes:
+            if not run.is_watched_by_stream and not console.is_full(stream):
+                return journal.read_pipe(stream, pipe)
+            self._book.cut(run)
+            return os.read(pipe, READ_BYTES)
+
+        return read
 
     def judge(self, step: Step, end: StepExit) -> StepResult:
         """Say what happened to a step, by what the host kernel counted."""
@@ -187,7 +268,7 @@ class Stepper:
 
     def _watch(self, step: Step) -> None:
         run, group = step.run, self._place.group
-        if step.order.phase is Phase.EXEC:
+        if step.order.phase.has_input:
             step.watch = InputWatch(
                 self._loop,
                 run,
@@ -195,7 +276,7 @@ class Stepper:
                 lambda: self._client.is_waiting(step.number),
                 self._spawn,
             )
-            if run.typed:
+            if run.typed and not step.is_started:
                 step.pipes.write(bytes(run.typed))
             if run.is_watched:
                 step.watch.look_soon()

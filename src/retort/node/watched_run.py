@@ -23,7 +23,7 @@ class WatchedRun:
     ) -> None:
         self.session_id = session_id
         self._runner = runner
-        self._run = runner.open(request)
+        self._run = runner.open(request, is_watched=True)
         self._flush_s = flush_s
 
     @property

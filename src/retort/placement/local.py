@@ -31,6 +31,10 @@ class LocalPlacement:
             raise QuotaExceeded(f"cpu: at most {self._cpus:g} on this server")
         return self._node
 
+    async def sweep(self) -> None:
+        """End what nobody adopted on the node."""
+        await self._node.sweep()
+
     def node_of(self, session_id: uuid.UUID) -> Node:
         """Give the node; it answers SessionNotFound itself."""
         return self._node

@@ -61,6 +61,13 @@ class Groups:
         folders = {key: folder / name for key, folder in self._folders.items()}
         return make_session_group(self.mode, folders, limits)
 
+    def oom_kills(self, name: str) -> int:
+        """Count what the host kernel killed in a session's group for want of memory."""
+        folders = {key: folder / name for key, folder in self._folders.items()}
+        if self.mode is Mode.NONE or not folders["memory"].is_dir():
+            return 0
+        return SessionGroup(self.mode, folders).counted.oom_kills
+
     def sweep(self) -> None:
         """Remove the groups of sessions that an earlier server left and that are empty."""
         for folder in dict.fromkeys(self._folders.values()):

@@ -289,7 +289,7 @@ class Launcher:
                 stdout=complaint[1],
                 stderr=complaint[1],
                 cwd="/",
-                env={},
+                env=dict([os.fsdecode(mark_of(folder)).split("=", 1)]),
                 pass_fds=handed.fds,
                 start_new_session=True,
                 user=uid,
@@ -384,6 +384,14 @@ async def wait_ended(sandbox: Sandbox) -> None:
             await _readable(fd)
         finally:
             os.close(fd)
+
+
+def mark_of(folder: Path) -> bytes:
+    """Give the variable that marks the processes of a sandbox until its init runs programs.
+
+    By it they are found when the server was killed before it could write down what it started.
+    """
+    return b"RETORT_SANDBOX=" + os.fsencode(folder.name)
 
 
 def _listen(folder: Path) -> socket.socket:

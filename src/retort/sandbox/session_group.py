@@ -56,7 +56,7 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Cpu:
+class Cpu:
     """CPU time in microseconds.
 
     Attributes:
@@ -69,7 +69,7 @@ class _Cpu:
     user_us: int
     system_us: int
 
-    def since(self, before: _Cpu) -> tuple[int, int]:
+    def since(self, before: Cpu) -> tuple[int, int]:
         """Give user and system time since then; together they are the exact total."""
         total_us = self.total_us - before.total_us
         user_us, system_us = self.user_us - before.user_us, self.system_us - before.system_us
@@ -79,12 +79,12 @@ class _Cpu:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Counted:
+class Counted:
     """The group's counters since it was made."""
 
     memory_peak: int | None
     processes_peak: int | None
-    cpu: _Cpu | None
+    cpu: Cpu | None
     oom_kills: int
     limit_hits: int | None
     refused_forks: int
@@ -122,6 +122,23 @@ class SessionGroup:
         for folder in dict.fromkeys(self._folders.values()):
             write(folder / "cgroup.procs", str(pid))
 
+    @property
+    def counted(self) -> Counted:
+        """What had been counted at the last `take`: where the next figures start from."""
+        return self._before
+
+    def go_on_from(self, counted: Counted) -> None:
+        """Start the next figures from where an earlier server's did."""
+        self._before = counted
+
+    def holds(self, pid: int) -> bool:
+        """Whether a process of the host is in the group, in each of its hierarchies."""
+        own = str(pid)
+        return all(
+            own in _read_all(f"{folder}/cgroup.procs").split()
+            for folder in dict.fromkeys(self._folders.values())
+        )
+
     def take(self) -> Measured:
         """Give what was counted since the last `take`, and start anew; nothing may be running."""
         now, before = self._count(), self._before
@@ -146,11 +163,15 @@ class SessionGroup:
         now, before = self._cpu(), self._before.cpu
         return now.total_us - before.total_us if now and before else None
 
-    def remove(self) -> bool:
-        """Remove the group; False while a process is still in it."""
+    def close(self) -> None:
+        """Let go of the group, and leave it as it is."""
         if self._peak >= 0:
             os.close(self._peak)
             self._peak = -1
+
+    def remove(self) -> bool:
+        """Remove the group; False while a process is still in it."""
+        self.close()
         return remove(self._folders.values())
 
     def _reset_peak(self) -> None:
@@ -161,7 +182,7 @@ class SessionGroup:
                 return
             write(f"{self._folders['memory']}/memory.max_usage_in_bytes", "0")
 
-    def _count(self) -> _Counted:
+    def _count(self) -> Counted:
         memory, pids = self._folders["memory"], self._folders["pids"]
         if self._mode is Mode.V2:
             events = _fields(f"{memory}/memory.events")
@@ -171,7 +192,7 @@ class SessionGroup:
             peak = _number(f"{memory}/memory.max_usage_in_bytes")
             kills = _fields(f"{memory}/memory.oom_control").get("oom_kill", 0)
             hits = None
-        return _Counted(
+        return Counted(
             memory_peak=peak,
             processes_peak=_number(f"{pids}/pids.peak"),
             cpu=self._cpu(),
@@ -186,20 +207,20 @@ class SessionGroup:
         text = os.pread(self._peak, READ_BYTES, 0).strip()
         return int(text) if text.isdigit() else None
 
-    def _cpu(self) -> _Cpu | None:
+    def _cpu(self) -> Cpu | None:
         folder = self._folders.get("cpuacct")
         if folder is None:
             return None
         if self._mode is Mode.V2:
             used = _fields(f"{folder}/cpu.stat")
             names = ("usage_usec", "user_usec", "system_usec")
-            return _Cpu(*(used[name] for name in names)) if used.keys() >= set(names) else None
+            return Cpu(*(used[name] for name in names)) if used.keys() >= set(names) else None
         total_ns = _number(f"{folder}/cpuacct.usage")
         if total_ns is None:
             return None
         user_ns = _number(f"{folder}/cpuacct.usage_user") or 0
         system_ns = _number(f"{folder}/cpuacct.usage_sys") or 0
-        return _Cpu(total_ns // 1000, user_ns // 1000, system_ns // 1000)
+        return Cpu(total_ns // 1000, user_ns // 1000, system_ns // 1000)
 
 
 def make_session_group(mode: Mode, folders: Mapping[str, Path], limits: Limits) -> SessionGroup:
@@ -319,6 +340,13 @@ def _read(file: str) -> bytes:
         return b""
     finally:
         os.close(fd)
+
+
+def _read_all(file: str) -> str:
+    try:
+        return Path(file).read_text("ascii")
+    except OSError:
+        return ""
 
 
 def _number(file: str) -> int | None:

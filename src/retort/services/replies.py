@@ -26,10 +26,12 @@ class Done:
     Attributes:
         undo: takes back what the answer took away, when it cannot be kept: output that would be
             lost with it. None: it took nothing away.
+        confirm: lets go for good of what it took away, once it is kept.
     """
 
     reply: Reply
     undo: Callable[[], Awaitable[None]] | None = None
+    confirm: Callable[[], Awaitable[None]] | None = None
 
 
 class Replies:
@@ -81,20 +83,25 @@ class Replies:
             del self._running[key]
             future.set_result(reply if reply is not None and reply.request == request else None)
 
+    async def keeps(self, call: str) -> bool:
+        """Whether the answer to a call is kept; `call` is its `ReplyKey` as text."""
+        return await self._store.get(ReplyKey.parse(call)) is not None
+
     async def _do(self, key: ReplyKey, do: Do) -> Reply:
         done = await do()
         faults.reached(faults.Point.REQUEST_DONE)
         reply = done.reply
-        if len(reply.body) > self._answer_bytes:
-            return reply
         try:
-            await self._store.put(key, reply)
+            if len(reply.body) <= self._answer_bytes:
+                await self._store.put(key, reply)
             faults.reached(faults.Point.ANSWER_KEPT)
         except StoreFault as exc:
             log.error("reply.unkept", reason=str(exc), is_undone=done.undo is not None)
             if done.undo is not None:
                 await done.undo()
                 raise Unavailable("The answer could not be kept; ask again") from exc
+        if done.confirm is not None:
+            await done.confirm()
         return reply
 
 

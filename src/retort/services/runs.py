@@ -36,12 +36,16 @@ class RunService:
         """
         try:
             session = await self._sessions.running(owner, ref)
-        except SessionNotFound:
+        except SessionNotFound as lost:
             # Whoever waits for a run's end shall hear it, also when the session ended with it.
             fallen = None if request.mode.starts else self._sessions.fallen(owner, ref)
             if fallen is None:
                 raise
-            session = fallen
+            try:
+                node = self._placement.node_of(fallen.id)
+                return fallen, await node.execute(fallen.id, request, self._poll_s)
+            except SessionNotFound:
+                raise lost from None
         if request.mode.starts:
             self._sessions.count_run(session)
         node = self._placement.node_of(session.id)
@@ -51,6 +55,10 @@ class RunService:
         """Complete code in a session: no image does (spec 7.9). Raises SessionNotFound."""
         await self._sessions.running(owner, ref)
         return ()
+
+    async def delivered(self, session: Session, answer: Answer) -> None:
+        """Know that an answer reached its caller: also a killed server will not give it again."""
+        await self._placement.node_of(session.id).delivered(session.id, answer)
 
     async def undeliver(self, session: Session, answer: Answer) -> None:
         """Put back an answer whose connection broke before it was written."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import datetime as dt
 import secrets
 import uuid
-from collections.abc import Coroutine, Iterable
-from typing import TypeVar
+from collections.abc import Coroutine
 
 import structlog
 
@@ -26,17 +26,17 @@ from retort.errors import (
     RetortError,
     SandboxFault,
     SessionExists,
+    SessionLost,
     SessionNotFound,
 )
+from retort.services.asked import check_environ, slot_of
 from retort.services.mounts import MountService
 
 log = structlog.get_logger()
 
-N = TypeVar("N", int, float)
 
-MAX_FALLEN = 64  # lost sessions that are still known by name, for the last answers of their runs
-
-MAX_ENVIRON_BYTES = 8 * 1024  # with a command it fits one message to init (64 KiB)
+MAX_FALLEN = 1024  # ended sessions that are still known by name, with the reason of their end
+ADOPTED_AT_ONCE = 32
 
 
 class SessionService:
@@ -45,6 +45,7 @@ class SessionService:
     Args:
         limits: what a session gets when its request does not say.
         mounts: finds its folders; None: there are none.
+        told_for: how long callers of a session that ended by itself are told why.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class SessionService:
         clock: Clock,
         limits: Limits,
         mounts: MountService | None = None,
+        *,
+        told_for: dt.timedelta = dt.timedelta(hours=1),
     ) -> None:
         self._store = store
         self._placement = placement
@@ -62,6 +65,7 @@ class SessionService:
         self._clock = clock
         self._limits = limits
         self._mounts = mounts
+        self._told_for = told_for
         self._live: dict[uuid.UUID, Session] = {}
         self._names: dict[tuple[str, str], uuid.UUID] = {}
         self._fallen: dict[uuid.UUID, Session] = {}  # lost, the oldest first
@@ -83,10 +87,10 @@ class SessionService:
             try:
                 session_id = uuid.UUID(ref)
             except ValueError:
-                raise SessionNotFound from None
+                raise self._not_found(owner, ref) from None
         session = self._live.get(session_id)
         if session is None or session.owner != owner.access_key:
-            raise SessionNotFound
+            raise self._not_found(owner, ref)
         self._calls[session_id] = self._calls.get(session_id, 0) + 1
         return session
 
@@ -98,6 +102,12 @@ class SessionService:
         """Give how many calls a live session had; only that it changes means anything."""
         return self._calls.get(session_id, 0)
 
+    def _not_found(self, owner: KeyPair, ref: str) -> SessionNotFound:
+        fallen = self.fallen(owner, ref)
+        if fallen is None:
+            return SessionNotFound()
+        return SessionLost(f"The session ended: {fallen.reason}")
+
     async def running(self, owner: KeyPair, ref: str) -> Session:
         """Find a session and wait until it runs (spec 7.4: calls that arrive meanwhile wait)."""
         session = self.find(owner, ref)
@@ -107,10 +117,12 @@ class SessionService:
         return session
 
     def fallen(self, owner: KeyPair, ref: str) -> Session | None:
-        """Find a session whose sandbox ended by itself, by name or UUID, the last one first."""
+        """Find a session that ended without being asked to, by name or UUID; the last one first."""
+        oldest = self._clock.now() - self._told_for
         for session in reversed(self._fallen.values()):
             if session.owner == owner.access_key and ref in (session.name, str(session.id)):
-                return session
+                ended_at = session.terminated_at
+                return session if ended_at is None or ended_at > oldest else None
         return None
 
     def owned_by(self, owner: KeyPair) -> list[Session]:
@@ -235,12 +247,12 @@ class SessionService:
         policy = owner.policy
         limits = dataclasses.replace(
             self._limits,
-            cpus=_slot("cpu", request.cpus, self._limits.cpus, policy.max_cpus),
-            memory_bytes=_slot(
+            cpus=slot_of("cpu", request.cpus, self._limits.cpus, policy.max_cpus),
+            memory_bytes=slot_of(
                 "mem", request.memory_bytes, self._limits.memory_bytes, policy.max_memory_bytes
             ),
         )
-        _check_environ(request.environ.items())
+        check_environ(request.environ.items())
         session = Session(
             id=request.id or uuid.uuid4(),
             name=request.name or f"session-{secrets.token_hex(6)}",
@@ -329,6 +341,10 @@ class SessionService:
         """End a session for a reason of the server's own, which its record keeps."""
         await self._end(session_id, reason)
 
+    async def settle(self) -> None:
+        """Wait for what is being written down: the server stops, its sessions go on."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def end_all(self, reason: str) -> None:
         """End every session: the server stops."""
         endings = [self._end(session_id, reason) for session_id in list(self._live)]
@@ -340,19 +356,54 @@ class SessionService:
         session = self._drop(session_id)
         if session is None:
             return
-        self._fallen[session_id] = session
-        if len(self._fallen) > MAX_FALLEN:
-            del self._fallen[next(iter(self._fallen))]
         log.error("session.lost", session=str(session_id), reason=reason)
+        ended = self._ended(session, f"sandbox-lost: {reason}")
+        self._let_fall(ended)
         if session_id in self._starting:
             return  # `_start` finds out, and records it
-        self._in_background(self._record(self._ended(session, f"sandbox-lost: {reason}")))
+        self._in_background(self._record(ended))
 
-    async def bury(self, reason: str) -> None:
-        """Record that sessions of an earlier server's life are over."""
-        for session in await self._store.live():
-            if session.id not in self._live:
-                await self._store.update(self._ended(session, reason))
+    async def adopt_all(self) -> None:
+        """Take over every session that an earlier server left; say of the others why they ended.
+
+        Raises:
+            StoreFault: the database failed.
+        """
+        for session in await self._store.ended_since(self._clock.now() - self._told_for):
+            self._let_fall(session)
+        turn = asyncio.Semaphore(ADOPTED_AT_ONCE)
+
+        async def adopt(session: Session) -> None:
+            async with turn:
+                await self._adopt(session)
+
+        async with asyncio.TaskGroup() as tasks:
+            for session in await self._store.live():
+                tasks.create_task(adopt(session))
+        await self._placement.sweep()
+        if self._live:
+            log.info("sessions.adopted", count=len(self._live))
+
+    async def _adopt(self, session: Session) -> None:
+        if session.status is not SessionStatus.RUNNING:  # its caller was never told of it
+            await self._store.update(self._ended(session, "server-ended: it was not ready yet"))
+            return
+        try:
+            self._keep(await self._placement.node_of(session.id).adopt(session))
+        except RetortError as exc:
+            log.error("session.lost", session=str(session.id), reason=exc.message)
+            ended = self._ended(session, f"sandbox-lost: {exc.message}")
+            self._let_fall(ended)
+            await self._store.update(ended)
+
+    def _let_fall(self, session: Session) -> None:
+        """Remember a session that ended without its owner's asking, and why."""
+        if session.reason.startswith("user-requested"):
+            return
+        self._fallen.pop(session.id, None)
+        self._fallen[session.id] = session
+        if len(self._fallen) > MAX_FALLEN:
+            del self._fallen[next(iter(self._fallen))]
 
     async def _end(self, session_id: uuid.UUID, reason: str) -> Usage:
         session = self._drop(session_id)
@@ -362,10 +413,14 @@ class SessionService:
             starting.cancel()
             await asyncio.wait((starting,))
             return Usage()
-        usage = await self._placement.node_of(session_id).destroy(session_id)
+        node = self._placement.node_of(session_id)
+        ended = dataclasses.replace(
+            self._ended(session, reason), usage=await node.usage(session_id)
+        )
+        self._let_fall(ended)
+        await self._record(ended)  # first: a killed server's successor will finish what follows
+        usage = await node.destroy(session_id)
         faults.reached(faults.Point.DESTROYED)
-        ended = dataclasses.replace(self._ended(session, reason), usage=usage)
-        await self._record(ended)
         log.info("session.ended", session=str(session_id), reason=reason)
         return usage
 
@@ -428,26 +483,3 @@ def _is_cancelled() -> bool:
     """Whether somebody cancelled the present task, not only what it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _slot(name: str, asked: N | None, default: N, most: N | None) -> N:
-    """Give a slot's value: what is asked for, within the key's policy (spec 5.9).
-
-    Raises:
-        QuotaExceeded: more is asked for than the key may have; a default is cut instead.
-    """
-    if asked is not None and most is not None and asked > most:
-        raise QuotaExceeded(f"{name}: at most {most:g} for this key")
-    if asked is not None:
-        return asked
-    return default if most is None else min(default, most)
-
-
-def _check_environ(items: Iterable[tuple[str, str]]) -> None:
-    total = 0
-    for name, value in items:
-        if not name or "=" in name or "\0" in name or "\0" in value:
-            raise InvalidRequest.field("environ", f"{name!r} cannot be a variable")
-        total += len(name.encode()) + len(value.encode()) + 2
-    if total > MAX_ENVIRON_BYTES:
-        raise InvalidRequest.field("environ", f"is larger than {MAX_ENVIRON_BYTES} bytes")

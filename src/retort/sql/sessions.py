@@ -83,6 +83,11 @@ class SqlSessions:
         newest = (SESSIONS.c.created_at.desc(), SESSIONS.c.id.desc())
         return await self._select(query.order_by(*newest).limit(limit).offset(offset))
 
+    async def ended_since(self, at: dt.datetime) -> Sequence[Session]:
+        """Give sessions that ended after a time, oldest first. Raises StoreFault."""
+        query = SESSIONS.select().where(sa.text(ENDED), SESSIONS.c.terminated_at > at)
+        return await self._select(query.order_by(SESSIONS.c.terminated_at, SESSIONS.c.id))
+
     async def forget_ended_before(self, at: dt.datetime) -> int:
         """Delete records of sessions that ended before a time; give their number.
 

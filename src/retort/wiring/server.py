@@ -43,11 +43,11 @@ from retort.node.build_cache import BuildCache, CacheSettings
 from retort.node.build_store import BuildStore
 from retort.node.files import FileLimits
 from retort.node.folders import Ids, try_mounting
-from retort.node.leftovers import end_leftovers
 from retort.node.places import Places
 from retort.node.pool import Pool, PoolSettings, free_memory_bytes
+from retort.node.replay import IsKept
 from retort.node.reserve import Need, is_short
-from retort.node.runner import RunSettings
+from retort.node.run_settings import RunSettings
 from retort.placement.local import LocalPlacement, machine_memory_bytes
 from retort.sandbox.cgroup import find
 from retort.sandbox.host_uids import HostUids
@@ -107,10 +107,15 @@ class RunningServer:
 
 
 @contextlib.asynccontextmanager
-async def running_server(config: Config) -> AsyncIterator[RunningServer]:
+async def running_server(
+    config: Config, *, keeps_sessions: bool = False
+) -> AsyncIterator[RunningServer]:
     """Run the whole server on a state folder until the block is left.
 
-    Sessions end with it; those that a killed server left behind are ended at the start.
+    It takes over the sessions that an earlier server left on the folder.
+
+    Args:
+        keeps_sessions: leave sessions running for the next server; else they end with this one.
 
     Raises:
         StateInUse: another server has the folder.
@@ -123,11 +128,16 @@ async def running_server(config: Config) -> AsyncIterator[RunningServer]:
             await migrate(database)
             keys = KeyRing(SqlKeyPairs(database), SystemClock(), policy=config.keys.policy)
             await keys.load()
-            yield await _serve(config, database, keys, stack)
+            yield await _serve(config, database, keys, stack, keeps_sessions=keeps_sessions)
 
 
 async def _serve(
-    config: Config, database: Database, keys: KeyRing, stack: contextlib.AsyncExitStack
+    config: Config,
+    database: Database,
+    keys: KeyRing,
+    stack: contextlib.AsyncExitStack,
+    *,
+    keeps_sessions: bool,
 ) -> RunningServer:
     clock = SystemClock()
     http, runs = config.http, config.runs
@@ -135,7 +145,10 @@ async def _serve(
     catalogue = Catalogue(found.images, config.sandbox.image_aliases)
     secret = _secret(config.state.folder)
     vfolders = await open_vfolders(config, database, keys, clock, secret, stack)
-    node = await _local_node(config, catalogue, lambda sid, why: sessions.lost(sid, why))
+    replies = await _replies(config, clock, stack)
+    node = await _local_node(
+        config, catalogue, lambda sid, why: sessions.lost(sid, why), replies.keeps
+    )
     placement = LocalPlacement(
         node, memory_bytes=_most_memory_bytes(config), cpus=_most_cpus(config)
     )
@@ -148,8 +161,9 @@ async def _serve(
         MountService(
             vfolders.lookup, vfolders.volume.has_folder, most=config.vfolders.mounts_per_session
         ),
+        told_for=dt.timedelta(seconds=config.state.told_s),
     )
-    await sessions.bury("server-ended")
+    await sessions.adopt_all()
     run_service = RunService(sessions, placement, poll_s=runs.poll_s)
     file_service = FileService(sessions, placement, secret=secret)
     run_routes = RunRoutes(
@@ -173,15 +187,19 @@ async def _serve(
             GraphqlRoutes(keys, sessions, vfolders.life),
         ),
         Authenticator(keys, clock),
-        Once(await _replies(config, clock, stack)),
+        Once(replies),
         limits=BodyLimits(
             http.json_bytes, http.body_grace_s, http.body_min_rate_bytes_s, http.drain_bytes
         ),
         base_path=config.server.base_path,
         is_crowded=functools.partial(is_short, Need.CONNECTION),
     )
-    stack.push_async_callback(node.close)
-    stack.push_async_callback(sessions.end_all, "server-stopped")
+    if keeps_sessions:
+        stack.push_async_callback(node.let_go)
+        stack.push_async_callback(sessions.settle)
+    else:
+        stack.push_async_callback(node.close)
+        stack.push_async_callback(sessions.end_all, "server-stopped")
     chores: list[Coroutine[None, None, None]] = [
         node.sweep_forever(),
         Reaper(
@@ -210,6 +228,7 @@ async def _serve(
     runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
+    stack.push_async_callback(node.stop_waiting)
     stack.push_async_callback(stream_routes.close)
     site = web.TCPSite(runner, config.server.host, config.server.port, backlog=1024)
     await site.start()
@@ -226,9 +245,12 @@ async def _replies(config: Config, clock: SystemClock, stack: contextlib.AsyncEx
 
 
 async def _local_node(
-    config: Config, catalogue: Catalogue, on_lost: Callable[[uuid.UUID, str], None]
+    config: Config,
+    catalogue: Catalogue,
+    on_lost: Callable[[uuid.UUID, str], None],
+    is_kept: IsKept,
 ) -> LocalNode:
-    """Build the node of this machine, and end what an earlier server's life left on it."""
+    """Build the node of this machine."""
     bwrap = shutil.which(config.sandbox.bwrap)
     if bwrap is None:
         raise SandboxFault("start", f"{config.sandbox.bwrap}: not found; see `retort doctor`")
@@ -240,8 +262,6 @@ async def _local_node(
     groups = await asyncio.to_thread(find, tag)
     folder = config.state.folder / "sessions"
     folder.mkdir(mode=0o700, exist_ok=True)
-    await end_leftovers(launcher, folder)
-    await asyncio.to_thread(groups.sweep)
     is_root = os.geteuid() == 0
     trial_uid = config.sandbox.host_uid_first if is_root else None
     if (why := await why_uncapped(launcher, folder / "trial", trial_uid)) is not None:
@@ -290,6 +310,7 @@ async def _local_node(
         ),
         flush_s=runs.flush_s,
         on_lost=on_lost,
+        is_kept=is_kept,
         cache=await asyncio.to_thread(_build_cache, config, base.digest),
     )
 

@@ -60,7 +60,12 @@ def host_of(server: Server) -> dict[str, Any]:
     """Take down what a session could leave on the host."""
     sessions = server.state / "sessions"
     return {
-        "files": sorted(str(path.relative_to(server.state)) for path in sessions.rglob("*")),
+        # Not rglob: what is being removed vanishes while it looks.
+        "files": sorted(
+            str(Path(root, name).relative_to(server.state))
+            for root, folders, files in os.walk(sessions)
+            for name in (*folders, *files)
+        ),
         "mounts": [  # others of this host come and go
             line
             for line in Path(f"/proc/{server.process.pid}/mountinfo").read_text().splitlines()

@@ -20,7 +20,7 @@ from retort.node.boxes import Boxes
 from retort.node.files import FileLimits
 from retort.node.places import Places
 from retort.node.pool import Pool, PoolSettings
-from retort.node.runner import RunSettings
+from retort.node.run_settings import RunSettings
 from retort.sandbox.cgroup import Groups
 from retort.sandbox.host_uids import HostUids
 from retort.sandbox.launcher import Identity, Sandbox
@@ -53,6 +53,10 @@ def launcher() -> Launcher:
     return Launcher()
 
 
+async def _is_kept(token: str) -> bool:
+    return False
+
+
 @pytest.fixture
 async def node(launcher: Launcher, tmp_path: Path) -> LocalNode:
     images = Catalogue([Image(ImageRef.parse("bash:5"), ImageKind.BASH)])
@@ -72,6 +76,7 @@ async def node(launcher: Launcher, tmp_path: Path) -> LocalNode:
         files=FileLimits(),
         flush_s=0.2,
         on_lost=lambda session_id, reason: None,
+        is_kept=_is_kept,
     )
 
 

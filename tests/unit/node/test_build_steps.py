@@ -15,7 +15,8 @@ from retort.core.limits import Usage
 from retort.core.run import Answer, Mode, Outcome, RunLimits, RunRequest, Status, StepResult
 from retort.errors import SandboxFault
 from retort.node.build_cache import Build
-from retort.node.runner import Runner, RunSettings
+from retort.node.run_settings import RunSettings
+from retort.node.runner import Runner
 from retort.sandbox.protocol import Phase
 
 __all__ = ["init"]  # a fixture

@@ -437,7 +437,8 @@ async def test_bytes_are_written_as_they_come(files: SessionFiles, root: Path) -
 
     def is_unnamed(fd: str) -> bool:
         with contextlib.suppress(OSError):
-            return "(deleted)" in os.readlink(f"/proc/self/fd/{fd}")
+            link = os.readlink(f"/proc/self/fd/{fd}")
+            return link.startswith(f"{root}/") and "(deleted)" in link
         return False
 
     async def uploads() -> AsyncIterator[FileUpload]:

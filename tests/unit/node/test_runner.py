@@ -15,10 +15,11 @@ import pytest
 from retort.core.image import Image, ImageKind, ImageRef
 from retort.core.run import Answer, Mode, Outcome, RunLimits, RunRequest, Status
 from retort.errors import LimitExceeded, RunNotFound, SandboxFault
-from retort.node import runner as module
+from retort.node import engine as module
 from retort.node import step as step_module
 from retort.node.places import Place
-from retort.node.runner import Runner, RunSettings
+from retort.node.run_settings import RunSettings
+from retort.node.runner import Runner
 from retort.node.watched_run import WatchedRun
 from retort.sandbox.protocol import Phase, Scope
 from retort.sandbox.session_group import Measured
@@ -577,6 +578,8 @@ async def test_no_descriptor_is_left_whatever_way_runs_end(init: ScriptedInit) -
 
 class DeadlyGroup:
     """A session's group that saw the host kernel kill for want of memory."""
+
+    counted = None
 
     def take(self) -> Measured:
         return Measured(oom_kills=2)

@@ -40,9 +40,16 @@ def sessions_store() -> MemorySessions:
 
 
 @pytest.fixture
-async def sessions(sessions_store: MemorySessions, placement: OneNode) -> SessionService:
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+async def sessions(
+    sessions_store: MemorySessions, placement: OneNode, clock: FakeClock
+) -> SessionService:
     images = (
         Image(ImageRef.parse("gcc:12"), ImageKind.C, ("c:12",)),
         Image(ImageRef.parse("python:3"), ImageKind.PYTHON),
     )
-    return SessionService(sessions_store, placement, Catalogue(images), FakeClock(), Limits())
+    return SessionService(sessions_store, placement, Catalogue(images), clock, Limits())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from retort.core.ports import Node
 from retort.core.run import Answer, RunRequest, Status
 from retort.core.session import Session
 from retort.errors import SessionNotFound
+
+USED = Usage(user_us=7)  #: by every session
 
 
 class ScriptedNode:
@@ -50,7 +53,17 @@ class ScriptedNode:
     async def destroy(self, session_id: uuid.UUID) -> Usage:
         self._find(session_id, "destroy")
         self.held.remove(session_id)
-        return Usage(user_us=7)
+        return USED
+
+    async def adopt(self, session: Session) -> Session:
+        self.calls.append(("adopt", session.id))
+        if self.failure is not None:
+            raise self.failure
+        self.held.add(session.id)
+        return dataclasses.replace(session, num_queries=3)
+
+    async def sweep(self) -> None:
+        self.calls.append(("sweep",))
 
     async def restart(self, session_id: uuid.UUID) -> None:
         self._find(session_id, "restart")
@@ -77,7 +90,7 @@ class ScriptedNode:
 
     async def usage(self, session_id: uuid.UUID) -> Usage:
         self._find(session_id, "usage")
-        return Usage(user_us=5)
+        return USED
 
     async def upload(self, session_id: uuid.UUID, files: AsyncIterator[FileUpload]) -> None:
         self._find(session_id, "upload")
@@ -109,6 +122,9 @@ class OneNode:
         if self.failure is not None:
             raise self.failure
         return self.node
+
+    async def sweep(self) -> None:
+        await self.node.sweep()
 
     def node_of(self, session_id: uuid.UUID) -> Node:
         return self.node

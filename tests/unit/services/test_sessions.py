@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import uuid
 from collections.abc import Awaitable, Callable
 
 import pytest
-from tests.fakes import MemorySessions
+from tests.fakes import START, FakeClock, MemorySessions
 from tests.unit.services.conftest import key
 from tests.unit.services.scripted import OneNode, ScriptedNode
 
@@ -17,6 +18,7 @@ from retort.errors import (
     QuotaExceeded,
     SandboxFault,
     SessionExists,
+    SessionLost,
     SessionNotFound,
     StoreFault,
 )
@@ -338,18 +340,61 @@ async def test_the_server_ends_all_also_those_that_start(
     assert await sessions_store.live() == []
 
 
-async def test_sessions_of_an_earlier_server_are_buried(
-    sessions: SessionService, sessions_store: MemorySessions
+def of_an_earlier_server(at: dt.datetime, status: SessionStatus, name: str = "old-one") -> Session:
+    return Session(uuid.uuid4(), name, "AKA", A.user_id, "gcc:12", "gcc", status, at)
+
+
+async def test_a_running_session_of_an_earlier_server_is_taken_over_with_its_runs(
+    sessions: SessionService, sessions_store: MemorySessions, node: ScriptedNode
 ) -> None:
-    session = await made(sessions)
-    old = Session(uuid.uuid4(), "old-one", "AKA", A.user_id, "gcc:12", "gcc", SessionStatus.RUNNING,
-                  session.created_at)  # fmt: skip
+    old = of_an_earlier_server(START, SessionStatus.RUNNING)
     await sessions_store.add(old)
-    await sessions.bury("server-ended")
-    assert [one.id for one in await sessions_store.live()] == [session.id]
+    await sessions.adopt_all()
+    assert sessions.find(A, "old-one").num_queries == 3
+    assert node.calls == [("adopt", old.id), ("sweep",)]
+    assert [one.id for one in await sessions_store.live()] == [old.id]
+
+
+async def test_a_session_that_was_not_ready_when_its_server_ended_is_not_taken_over(
+    sessions: SessionService, sessions_store: MemorySessions, node: ScriptedNode
+) -> None:
+    old = of_an_earlier_server(START, SessionStatus.PREPARING)
+    await sessions_store.add(old)
+    await sessions.adopt_all()
+    assert node.calls == [("sweep",)]
     stored = await sessions_store.get(old.id)
     assert stored is not None
-    assert stored.reason == "server-ended"
+    assert stored.reason.startswith("server-ended")
+
+
+async def test_a_session_that_died_without_a_server_tells_its_callers_why_for_a_while(
+    sessions: SessionService, sessions_store: MemorySessions, node: ScriptedNode, clock: FakeClock
+) -> None:
+    old = of_an_earlier_server(START, SessionStatus.RUNNING)
+    await sessions_store.add(old)
+    node.failure = SessionLost("the host was restarted")
+    await sessions.adopt_all()
+    for ref in ("old-one", str(old.id)):
+        with pytest.raises(SessionNotFound, match="ended: sandbox-lost: the host was restarted"):
+            sessions.find(A, ref)
+    with pytest.raises(SessionNotFound) as other:
+        sessions.find(B, str(old.id))
+    assert other.value.message == SessionNotFound().message
+    clock.jump(3601)
+    with pytest.raises(SessionNotFound) as later:
+        sessions.find(A, "old-one")
+    assert later.value.message == SessionNotFound().message
+
+
+async def test_the_reason_of_an_end_is_still_told_by_the_next_server(
+    sessions: SessionService, sessions_store: MemorySessions, clock: FakeClock
+) -> None:
+    old = of_an_earlier_server(START, SessionStatus.RUNNING)
+    ended = old.moved(SessionStatus.TERMINATING, clock.now(), "idle-timeout")
+    await sessions_store.add(ended.moved(SessionStatus.TERMINATED, clock.now()))
+    await sessions.adopt_all()
+    with pytest.raises(SessionNotFound, match="idle-timeout"):
+        sessions.find(A, "old-one")
 
 
 async def test_runs_are_counted_while_the_session_lives(sessions: SessionService) -> None:
