@@ -121,6 +121,11 @@ async def has_process(argument: str) -> bool:
     return bool(processes_with(argument))
 
 
+async def is_over(argument: str) -> bool:
+    """Whether nothing with this argument runs; a destroyed session was killed, and is dying."""
+    return not processes_with(argument)
+
+
 async def wait_for(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110 - what it waits for is another process

@@ -27,6 +27,7 @@ from tests.e2e.running import (
     go_on,
     has_process,
     interrupt,
+    is_over,
     processes_with,
     restart,
     runs_of,
@@ -138,8 +139,10 @@ async def test_r15_a_run_ends_in_whatever_state_it_is(
         assert (result["exitCode"], result["options"], result["files"]) == (130, {}, [])
     else:
         assert status == 404
-    assert not processes_with(mark)
-    if act is not destroy:
+    if act is destroy:  # it answers when everything was killed, before everything is dead
+        await wait_for(lambda: is_over(mark))
+    else:
+        assert not processes_with(mark)
         assert await sh(api, name, "echo next") == (0, "next\n")
 
 

@@ -27,6 +27,7 @@ from tests.e2e.running import (
     create,
     destroy,
     has_process,
+    is_over,
     processes_with,
     restart,
     sh,
@@ -182,7 +183,7 @@ async def test_a_session_that_still_starts_can_be_destroyed(api: Calls) -> None:
     async with asyncio.timeout(60):
         await destroy(api, name)
         assert (await creating)[0] == 404
-    assert not processes_with(mark)
+    await wait_for(lambda: is_over(mark))  # killed when that is answered, and dying
     assert (await ask_create(api, name=name))[0] == 201
     await destroy(api, name)
 
