@@ -21,6 +21,7 @@ import termios
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from retort.core.console import Stream
@@ -32,7 +33,6 @@ log = structlog.get_logger()
 READ_BYTES = 65_536  #: moved at a time; a pipe's default capacity
 QUIET_BYTES = 64 * 1024  #: below this a journal of ended runs is not worth emptying
 LARGE_BYTES = 8 * 1024 * 1024  #: beyond this, what nobody needs any more is left out
-MAX_RECORD_BYTES = 64 * 1024 * 1024  #: no record that we write is larger
 
 _HEAD = struct.Struct("<IB")  # length of what follows, and what it is
 _RECORD, _STDOUT, _STDERR = 0, 1, 2
@@ -260,8 +260,13 @@ def _records(content: memoryview) -> Iterator[tuple[Record | Printed, int]]:
             if len(body) < length:
                 return
         elif kind == _RECORD and len(body) == length:
+            try:
+                record = DECODER.decode(body)
+            except msgspec.MsgspecError as exc:  # of another version: what came before still counts
+                log.error("journal.unreadable", at=at, reason=str(exc))
+                return
             at += _HEAD.size + length
-            yield DECODER.decode(body), at
+            yield record, at
         else:
             return
 

@@ -98,6 +98,16 @@ def test_a_journal_that_goes_on_overwrites_what_was_half_written(path: Path) -> 
     assert read_journal(path)[0] == [OPENED, Delivered(1)]
 
 
+def test_a_record_that_makes_no_sense_ends_the_journal_and_not_the_server(path: Path) -> None:
+    journal = Journal(path)
+    journal.add(OPENED)
+    whole = journal.size_bytes
+    journal.close()
+    with path.open("ab") as file:
+        file.write(b"\x03\x00\x00\x00\x00\xc1\xc1\xc1")
+    assert read_journal(path) == ([OPENED], whole)
+
+
 def test_a_renewed_journal_says_only_what_it_was_given(path: Path) -> None:
     journal = Journal(path)
     for ticket in range(1000):
