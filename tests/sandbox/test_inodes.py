@@ -1,4 +1,4 @@
-"""Files are capped by number, on real sandboxes, and nothing inside gains a power by it."""
+"""Files are capped by number and devices keep their times; nothing inside gains a power by it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from tests.sandbox.conftest import BWRAP, Box
+from tests.sandbox.conftest import BWRAP, Box, Start
 from tests.sandbox.init.box import BINARY
 
 from retort.errors import SandboxFault
@@ -101,6 +101,36 @@ async def test_nothing_inside_has_a_capability_or_can_lift_the_cap(capped: Cappe
     )
     done = await box.run("/usr/bin/python3", "-IS", "-c", helper)
     assert done.out == "-1 1\n-1 1\n"
+
+
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+TOUCH = "for n in " + " ".join(DEVICES) + '; do touch /dev/$n && echo "$n"; done 2>/dev/null'
+
+
+def times_of_devices() -> dict[str, tuple[int, int]]:
+    found = {name: Path("/dev", name).stat() for name in DEVICES}
+    return {name: (status.st_mtime_ns, status.st_ctime_ns) for name, status in found.items()}
+
+
+async def test_times_of_the_hosts_devices_cannot_be_set(capped: Capped, start: Start) -> None:
+    before = times_of_devices()
+    assert set((await (await start()).sh(TOUCH)).out.split()) == set(DEVICES)  # control
+    touched = times_of_devices()
+    assert all(touched[name] != before[name] for name in DEVICES)
+    box, _ = await capped()
+    assert (await box.sh(TOUCH)).out == ""
+    assert times_of_devices() == touched
+
+
+async def test_devices_work_as_before(capped: Capped) -> None:
+    box, _ = await capped()
+    done = await box.sh(
+        "echo x >/dev/null && : >>/dev/null && head -c 4 /dev/zero /dev/random /dev/urandom | wc -c"
+        " && { echo x >/dev/full; } 2>&1; script -qc 'echo y >/dev/tty' /dev/null"
+    )
+    assert int(done.out.split()[0]) > 12
+    assert "No space left on device" in done.out
+    assert done.out.endswith("y\r\n")
 
 
 async def test_no_process_is_left_of_it_and_none_is_seen_inside(capped: Capped) -> None:
