@@ -146,6 +146,8 @@ class Sandbox:
     host_uid_count: int = 65_536
     #: Network of sessions: "none" has only its own loopback; "host" shares everything: trusted use.
     network: str = "none"
+    #: "refused": nothing can be locked or watched, by which sessions could signal each other.
+    file_locks: str = "allowed"
     #: Other names of images: what a caller may ask for, and what it gets.
     image_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -500,6 +502,8 @@ def _check_ranges(config: Config) -> None:
         or 0 <= config.vfolders.host_uid - sandbox.host_uid_first < sandbox.host_uid_count,
         "vfolders.token_s: must be at least an hour": config.vfolders.token_s < 3600,
         'sandbox.network: must be "none" or "host"': sandbox.network not in ("none", "host"),
+        'sandbox.file_locks: must be "allowed" or "refused"': sandbox.file_locks
+        not in ("allowed", "refused"),
         'cache.builds: must be "asked", "always" or "never"': config.cache.builds
         not in ("asked", "always", "never"),
         'cache.sharing: must be "owner" or "all"': config.cache.sharing not in ("owner", "all"),

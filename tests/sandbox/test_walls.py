@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from retort.sandbox.rootfs import Base
+
 SIZED = {"/home/work": 8 << 20, "/tmp": 2 << 20, "/var/tmp": 2 << 20, "/dev/shm": 1 << 20}
 
 
@@ -153,6 +155,18 @@ async def test_device_nodes_of_the_host_cannot_be_changed(start) -> None:
     done = await (await start()).sh("chmod 600 /dev/null; mknod /tmp/sda b 8 0; mknod n c 1 3")
     assert done.code != 0
     assert os.stat("/dev/null").st_mode == before
+
+
+async def test_reading_a_shared_file_does_not_tell_when_it_was_read(start, base: Base) -> None:
+    for name in ("hosts", "group"):
+        path = base.etc / name
+        os.utime(path, ns=(0, path.stat().st_mtime_ns))
+    (base.etc / "group").read_bytes()
+    if (base.etc / "group").stat().st_atime_ns == 0:
+        pytest.skip("this host keeps no access times")  # the control
+    done = await (await start()).sh("cat /etc/hosts; touch -a /etc/hosts")
+    assert (done.code, "localhost" in done.out) == (1, True)
+    assert (base.etc / "hosts").stat().st_atime_ns == 0
 
 
 async def test_kernel_settings_cannot_be_written(start) -> None:

@@ -14,7 +14,7 @@ import ctypes
 import ctypes.util
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from retort.errors import SandboxFault
 
@@ -50,6 +50,16 @@ MISSING: tuple[str, ...] = (
     "clone3",  # its flags are behind a pointer, which no filter can read; clone(2) is filtered
 )
 
+#: Refused with ENOSYS where sessions must not signal each other through a file that both can only
+#: read: whole calls, and commands of fcntl(2). Programs take it for a file system without locks.
+SIGNALLING: tuple[str, ...] = ("flock", "inotify_init", "inotify_init1")
+SIGNALLING_COMMANDS: Mapping[str, int] = {
+    **{"F_GETLK": 5, "F_SETLK": 6, "F_SETLKW": 7},
+    **{"F_OFD_GETLK": 36, "F_OFD_SETLK": 37, "F_OFD_SETLKW": 38},
+    **{"F_SETLEASE": 1024, "F_GETLEASE": 1025, "F_NOTIFY": 1026},
+    **{"F_SET_RW_HINT": 1036, "F_SET_FILE_RW_HINT": 1038},  # kept in the inode; 1035 reads it
+}
+
 _NEW_NAMESPACES = (
     0x00000080,  # CLONE_NEWTIME
     0x00020000,  # CLONE_NEWNS
@@ -72,6 +82,7 @@ _ERRNO = 0x00050000
 _NE, _GT, _MASKED_EQ = 1, 6, 7  # enum scmp_compare
 _INT = 0xFFFFFFFF
 _ATTRIBUTE_BAD_ARCH, _ATTRIBUTE_OPTIMIZE = 2, 8
+_NATIVE = 0  # SCMP_ARCH_NATIVE
 _UNKNOWN = -1  # of seccomp_syscall_resolve_name
 
 
@@ -95,10 +106,14 @@ def is_available() -> bool:
     return True
 
 
-def compile_filter() -> bytes:
-    """Compile the deny-list for this machine's architecture.
+def compile_filter(*, allows_locks: bool = True, architecture: int | None = None) -> bytes:
+    """Compile the deny-list.
 
     Calls by a foreign ABI (i386 or x32 on x86-64, 32-bit ARM on arm64) get ENOSYS.
+
+    Args:
+        allows_locks: files can be locked and watched; else `SIGNALLING` is refused, too.
+        architecture: AUDIT_ARCH_ of the host kernel's headers; None: this machine's.
 
     Returns:
         The program as an array of `struct sock_filter`, 8 bytes each.
@@ -114,16 +129,18 @@ def compile_filter() -> bytes:
     if not context:
         raise SandboxFault("seccomp", "seccomp_init failed")
     try:
+        if architecture is not None:
+            _choose(library, context, architecture)
         _set(library, context, _ATTRIBUTE_BAD_ARCH, _ERRNO | errno.ENOSYS)
         # A binary tree instead of a list: the filter's length is not felt in every call.
         library.seccomp_attr_set(context, _ATTRIBUTE_OPTIMIZE, ctypes.c_uint32(2))
-        _add_rules(library, context)
+        _add_rules(library, context, allows_locks=allows_locks)
         return _exported(library, context)
     finally:
         library.seccomp_release(context)
 
 
-def _add_rules(library: ctypes.CDLL, context: int) -> None:
+def _add_rules(library: ctypes.CDLL, context: int, *, allows_locks: bool) -> None:
     def deny(name: str, error: int, comparisons: Sequence[_Comparison] = ()) -> None:
         _deny(library, context, name, error, comparisons)
 
@@ -149,6 +166,11 @@ def _add_rules(library: ctypes.CDLL, context: int) -> None:
     deny("prlimit64", errno.EPERM, [_Comparison(0, _NE, 0), _Comparison(2, _NE, 0)])
     for request in (_TIOCSTI, _TIOCLINUX):
         deny("ioctl", errno.EPERM, [_Comparison(1, _MASKED_EQ, _INT, request)])
+    if not allows_locks:
+        for name in SIGNALLING:
+            deny(name, errno.ENOSYS)
+        for command in SIGNALLING_COMMANDS.values():
+            deny("fcntl", errno.ENOSYS, [_Comparison(1, _MASKED_EQ, _INT, command)])
 
 
 def _refused_families() -> Iterable[int]:
@@ -169,6 +191,14 @@ def _deny(
     # A call that only other architectures have is refused with EDOM; it cannot be made here.
     if result not in (0, -errno.EDOM):
         raise SandboxFault("seccomp", f"rule for {name}: {os.strerror(-result)}")
+
+
+def _choose(library: ctypes.CDLL, context: int, architecture: int) -> None:
+    result = library.seccomp_arch_add(context, ctypes.c_uint32(architecture))
+    if result not in (0, -errno.EEXIST):
+        raise SandboxFault("seccomp", f"architecture {architecture:#x}: {os.strerror(-result)}")
+    if result == 0:
+        library.seccomp_arch_remove(context, ctypes.c_uint32(_NATIVE))
 
 
 def _set(library: ctypes.CDLL, context: int, attribute: int, value: int) -> None:
@@ -196,6 +226,8 @@ def _library() -> ctypes.CDLL:
     library.seccomp_release.argtypes = (ctypes.c_void_p,)
     library.seccomp_release.restype = None
     library.seccomp_attr_set.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32)
+    library.seccomp_arch_add.argtypes = (ctypes.c_void_p, ctypes.c_uint32)
+    library.seccomp_arch_remove.argtypes = (ctypes.c_void_p, ctypes.c_uint32)
     library.seccomp_rule_add_array.argtypes = (
         *(ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint),
         ctypes.POINTER(_Comparison),

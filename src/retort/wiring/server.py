@@ -255,7 +255,7 @@ async def _local_node(
     if bwrap is None:
         raise SandboxFault("start", f"{config.sandbox.bwrap}: not found; see `retort doctor`")
     base = await asyncio.to_thread(build, config.state.folder, init_program())
-    seccomp = await asyncio.to_thread(compile_filter) if is_available() else None
+    seccomp = await asyncio.to_thread(filter_of, config)
     launcher = Launcher(Path(bwrap), base, seccomp=seccomp)
     # Named after the folder, so that the next server on it finds what this one leaves.
     tag = hashlib.sha256(os.fsencode(config.state.folder.resolve())).hexdigest()[:12]
@@ -321,7 +321,9 @@ def _build_cache(config: Config, base: str) -> BuildCache | None:
         return None
     return BuildCache(
         BuildStore(config.state.folder / "builds", cache.store_bytes),
-        lambda: Toolchain(f"{base} network={config.sandbox.network}"),
+        lambda: Toolchain(
+            f"{base} network={config.sandbox.network} locks={config.sandbox.file_locks}"
+        ),
         CacheSettings(
             is_default=cache.builds == "always",
             is_shared=cache.sharing == "all",
@@ -350,11 +352,26 @@ def _default_limits(config: Config) -> Limits:
     )
 
 
+def filter_of(config: Config) -> bytes | None:
+    """Compile the filter of system calls; None where this host cannot.
+
+    Raises:
+        SandboxFault: it cannot, and the configuration asks for what nothing else gives.
+    """
+    allows_locks = config.sandbox.file_locks == "allowed"
+    if allows_locks and not is_available():
+        return None
+    return compile_filter(allows_locks=allows_locks)
+
+
 def _walls(config: Config, *, has_filter: bool) -> dict[str, str]:
     """Say what stands around every session, besides its control group."""
+    allows_locks = config.sandbox.file_locks == "allowed"
     return {
         "namespaces": "bubblewrap",
-        "seccomp": "deny-list" if has_filter else "none",
+        "seccomp": ("deny-list" if allows_locks else "deny-list, no locks")
+        if has_filter
+        else "none",
         "uid": "own" if os.geteuid() == 0 else "shared",
         "network": "loopback" if config.sandbox.network == "none" else "host",
     }

@@ -249,32 +249,6 @@ async def test_sessions_do_not_meet_in_abstract_sockets(new_box: NewBox) -> None
     assert (await holding).told == ("exited", 0, None)
 
 
-LOCK = """
-import fcntl
-file = os.open("/usr/bin/env", os.O_RDONLY)
-try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    print("got", flush=True)
-except OSError as error:
-    print(errno.errorcode[error.errno])
-"""
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="flock(2) on a shared read-only file of /usr is one bit between sessions, and denying it"
-    " breaks git and pip: docs/threat-model.md",
-)
-async def test_sessions_do_not_meet_in_locks_of_shared_files(new_box: NewBox) -> None:
-    one, two = await new_box(), await new_box()
-    holding = asyncio.ensure_future(one.python(LOCK + "time.sleep(2)"))
-    await asyncio.sleep(0.7)
-    try:
-        assert (await two.python(LOCK)).out == "got\n"
-    finally:
-        await holding
-
-
 DESCRIPTORS = """
 #include <fcntl.h>
 #include <stdio.h>
