@@ -216,6 +216,13 @@ class VFolders:
     host_uid: int = 1_899_999_999
     #: Folders that one session may ask for; dot-folders come on top.
     mounts_per_session: int = 5
+    #: Files of any kind that a new virtual folder may hold; unset: no end.
+    max_inodes: int | None = 1_000_000
+    #: Seconds between two counts of what sessions write into, where no project quota does it.
+    count_s: float = 60.0
+    #: Project ids for folders are drawn from the 1048576 from here on; another server's on the
+    #: same file system must lie elsewhere.
+    project_first: int = 1_400_000_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -501,6 +508,10 @@ def _check_ranges(config: Config) -> None:
         )
         or 0 <= config.vfolders.host_uid - sandbox.host_uid_first < sandbox.host_uid_count,
         "vfolders.token_s: must be at least an hour": config.vfolders.token_s < 3600,
+        "vfolders.count_s: must be at least 1": config.vfolders.count_s < 1,
+        "vfolders.project_first: must be between 1 and 4293918720": not (
+            1 <= config.vfolders.project_first <= 4_293_918_720
+        ),
         'sandbox.network: must be "none" or "host"': sandbox.network not in ("none", "host"),
         'sandbox.file_locks: must be "allowed" or "refused"': sandbox.file_locks
         not in ("allowed", "refused"),

@@ -192,11 +192,11 @@ async def test_a_key_may_have_so_many_folders(tmp_path: Path) -> None:
             await user.make()
 
 
-def retort_with(server: Server, **settings: str) -> dict[str, Any]:
+def retort_with(server: Server, *more: str, **settings: str) -> dict[str, Any]:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "retort.cli.main"),
-            *("keys", "create", "--state", str(server.state), "--json"),
+            *("keys", "create", "--state", str(server.state), "--json", *more),
         ],
         env=environment(**settings),
         capture_output=True,

@@ -17,7 +17,7 @@ from retort.core.limits import Usage
 from retort.core.reply import Reply, ReplyKey
 from retort.core.run import Answer, RunRequest
 from retort.core.session import Session, SessionStatus
-from retort.core.vfolder import FolderUsage, Invitation, Share, VFolder
+from retort.core.vfolder import FolderUsage, Invitation, Quota, Share, VFolder
 
 
 class Clock(Protocol):
@@ -192,8 +192,12 @@ class VFolderDisk(Protocol):
     PathRefused for one that is none, and SandboxFault when the disk failed.
     """
 
-    async def make(self, folder_id: uuid.UUID) -> None:
-        """Make an empty folder where nobody finds it yet."""
+    async def make(self, folder_id: uuid.UUID, quota: Quota = ...) -> None:
+        """Make an empty folder where nobody finds it yet; bounded by the host kernel if it can."""
+        ...
+
+    async def bound(self, folder_id: uuid.UUID, quota: Quota) -> None:
+        """Bound a published folder as `make` does; what it holds stays, even if it is too much."""
         ...
 
     async def publish(self, folder_id: uuid.UUID) -> None:
@@ -238,8 +242,12 @@ class VFolderDisk(Protocol):
         """
         ...
 
-    async def usage(self, folder_id: uuid.UUID) -> FolderUsage:
-        """Count what a folder holds, in bounded time."""
+    async def usage(self, folder_id: uuid.UUID, max_entries: int = 0) -> FolderUsage:
+        """Tell what a folder holds, in bounded time.
+
+        Args:
+            max_entries: where it must be counted, to count at least so far.
+        """
         ...
 
     async def listing(self, folder_id: uuid.UUID, path: str) -> Listing:

@@ -50,6 +50,29 @@ class VFolderStatus(enum.Enum):
     CLONING = "cloning"  #: its files are being copied into it; nobody may use it yet
 
 
+class EnforcedBy(enum.Enum):
+    """Who sees to it that a folder stays within its quota (decision 0018)."""
+
+    PROJECT = "project"  #: the host kernel, for every byte whoever writes it
+    COUNTED = "counted"  #: this server: its own calls at once, what sessions write by counting
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Quota:
+    """What a folder may hold: bytes on the disk, and files of any kind; None: no end."""
+
+    max_bytes: int | None = None
+    max_inodes: int | None = None
+
+    def excess(self, size: int, entries: int) -> str:
+        """Say what of it would be exceeded by holding so much; "" if nothing."""
+        if self.max_bytes is not None and size > self.max_bytes:
+            return f"{size} of {self.max_bytes} bytes"
+        if self.max_inodes is not None and entries > self.max_inodes:
+            return f"{entries} of {self.max_inodes} files"
+        return ""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class VFolder:
     """One virtual folder.
@@ -79,6 +102,11 @@ class VFolder:
     max_inodes: int | None = None
 
     @property
+    def quota(self) -> Quota:
+        """What it may hold."""
+        return Quota(self.max_bytes, self.max_inodes)
+
+    @property
     def is_of_group(self) -> bool:
         """Whether it belongs to a group and not to a user."""
         return self.group_id is not None
@@ -94,6 +122,7 @@ class NewVFolder:
     is_cloneable: bool = False
     is_of_group: bool = False
     max_bytes: int | None = None
+    max_inodes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -149,11 +178,13 @@ class FolderUsage:
         bytes: disk space of its files.
         entries: files, directories and everything else.
         is_whole: False: there is more than was counted.
+        enforced_by: who sees to its quota.
     """
 
     bytes: int
     entries: int
     is_whole: bool = True
+    enforced_by: EnforcedBy = EnforcedBy.COUNTED
 
 
 def seen_by(

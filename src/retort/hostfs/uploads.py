@@ -2,7 +2,8 @@
 
 An upload is a file in the folder's `uploads`, named by its id: its length is how much has come, so
 it goes on after any crash. Complete, it is renamed over its target. `<id>.done` is made just before
-that, so that whoever asks later can tell a finished upload from one that never was.
+that, so that whoever asks later can tell a finished upload from one that never was. It lies beside
+`uploads`, where no quota counts it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Upload:
         self._tree = FolderTree(data, owner=owner)
         self._uploads = uploads
         self._name = upload_id
-        self._done = f"{upload_id}.done"
+        self._done = f"../{upload_id}.done"
         self._path = path
         self._size = size
         self._owner = owner
@@ -126,18 +127,23 @@ class Upload:
         os.close(os.open(self._done, flags, 0o600, dir_fd=self._uploads))
 
 
-def sweep_uploads(uploads: int, max_age_s: float) -> None:
-    """Remove uploads that nobody went on with for so long, and what deletions left. Blocks."""
+def sweep_uploads(folder: int, uploads: int, max_age_s: float) -> None:
+    """Remove uploads that nobody went on with for so long, and what deletions left. Blocks.
+
+    Args:
+        folder: what holds `uploads`.
+    """
     now = time.time()
-    for name in os.listdir(uploads):
-        raw = os.fsencode(name)
-        with contextlib.suppress(FileNotFoundError):
-            status = os.stat(name, dir_fd=uploads, follow_symlinks=False)
-            is_old = now - status.st_mtime > max_age_s
-            if is_gone_name(raw):
-                remove_tree(uploads, raw)
-            elif is_old and stat.S_ISREG(status.st_mode):
-                os.unlink(name, dir_fd=uploads)
+    for at in (folder, uploads):
+        for name in os.listdir(at):  # noqa: PTH208 - a descriptor, not a path
+            raw = os.fsencode(name)
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=at, follow_symlinks=False)
+                is_old = now - status.st_mtime > max_age_s
+                if is_gone_name(raw):
+                    remove_tree(at, raw)
+                elif is_old and stat.S_ISREG(status.st_mode):
+                    os.unlink(name, dir_fd=at)
 
 
 async def written(

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from retort.core.files import Download, Listing, OpenFile
-from retort.core.vfolder import FolderUsage
+from retort.core.vfolder import EnforcedBy, FolderUsage, Quota
 from retort.errors import (
     PathNotFound,
     SandboxFault,
@@ -44,7 +44,7 @@ from retort.hostfs.listing import read_folder
 from retort.hostfs.staging import finished
 from retort.hostfs.stream import Stream, in_thread
 from retort.hostfs.uploads import Upload, sweep_uploads, written
-from retort.hostfs.volume import Volume
+from retort.hostfs.volume import NO_QUOTA, Volume
 from retort.hostfs.zip import Zip
 
 T = TypeVar("T")
@@ -89,9 +89,13 @@ class HostVFolders:
 
     # --- coming and going -------------------------------------------------------------------
 
-    async def make(self, folder_id: uuid.UUID) -> None:
+    async def make(self, folder_id: uuid.UUID, quota: Quota = NO_QUOTA) -> None:
         """Make an empty folder where nobody finds it yet."""
-        await self._step(self._volume.make, folder_id)
+        await self._step(functools.partial(self._volume.make, quota=quota), folder_id)
+
+    async def bound(self, folder_id: uuid.UUID, quota: Quota) -> None:
+        """Have the host kernel bound a folder, where it can. Raises VFolderNotFound."""
+        await self._step(functools.partial(self._volume.bound, quota=quota), folder_id)
 
     async def publish(self, folder_id: uuid.UUID) -> None:
         """Put a made folder in its place."""
@@ -111,7 +115,7 @@ class HostVFolders:
 
     async def empty_trash(self) -> None:
         """Remove every discarded folder; what cannot be removed now stays for the next time."""
-        await self._long(self._empty_trash)
+        await self._long(self._volume.empty_trash)
 
     async def sweep(self) -> None:
         """Remove old uploads and what an interrupted deletion of files left."""
@@ -143,10 +147,19 @@ class HostVFolders:
         finally:
             self._copies.discard(copy)
 
-    async def usage(self, folder_id: uuid.UUID) -> FolderUsage:
-        """Count what a folder holds, up to `counted_entries`. Raises VFolderNotFound."""
-        with self._data(folder_id) as fd:
-            return await in_thread(functools.partial(count_tree, fd, self._limits.counted_entries))
+    async def usage(self, folder_id: uuid.UUID, max_entries: int = 0) -> FolderUsage:
+        """Tell what a folder holds, unfinished uploads among it. Raises VFolderNotFound.
+
+        Without a project quota it is counted, up to `counted_entries`, or `max_entries` if more.
+        """
+        if (held := self._volume.held(folder_id)) is not None:
+            return FolderUsage(held.bytes, held.inodes, enforced_by=EnforcedBy.PROJECT)
+        most = max(max_entries, self._limits.counted_entries)
+        with self._data(folder_id) as data, self._uploads(folder_id) as uploads:
+            # First what comes: a file that gets into its place meanwhile must not be missed.
+            coming = await in_thread(functools.partial(count_tree, uploads, most))
+            found = await in_thread(functools.partial(count_tree, data, most))
+        return dataclasses.replace(found, bytes=found.bytes + coming.bytes)
 
     # --- files ------------------------------------------------------------------------------
 
@@ -393,15 +406,14 @@ class HostVFolders:
             renameat2(parent, where.name, uploads, gone, 0)
         await self._long(functools.partial(remove_tree, uploads, gone))
 
-    def _empty_trash(self) -> None:
-        with _closing(self._volume.open_trash()) as fd:
-            for folder_id in self._volume.trash():
-                remove_tree(fd, folder_id.hex.encode())
-
     def _sweep(self) -> None:
         for folder_id in self._volume.published():
-            with contextlib.suppress(VFolderNotFound), self._uploads(folder_id) as fd:
-                sweep_uploads(fd, self._limits.upload_kept_s)
+            with (
+                contextlib.suppress(VFolderNotFound),
+                _closing(self._volume.open_folder(folder_id)) as folder,
+                self._uploads(folder_id) as uploads,
+            ):
+                sweep_uploads(folder, uploads, self._limits.upload_kept_s)
 
     def _copy(self, copy: Copy, source: uuid.UUID, target: uuid.UUID) -> None:
         with self._data(source) as old, _closing(self._volume.open_made(target)) as new:

@@ -3,7 +3,9 @@
 Below the state folder:
 
     folders/<id>/data/      the folder's root: what its users see, mount and fill
-    folders/<id>/uploads/   files on their way in; on the same file system, out of everybody's view
+    folders/<id>/uploads/   files on their way in; on the same file system and in the same project
+                            (quota.py), out of everybody's view
+    folders/<id>/*.done     an upload that is finished
     folders/making/<id>/    a folder whose record is not there yet
     folders/trash/<id>/     a folder whose record is gone, or about to go
 
@@ -27,14 +29,20 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from retort.core.vfolder import Quota
 from retort.errors import VFolderNotFound
 from retort.hostfs.beneath import RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV
+from retort.hostfs.emptying import is_gone_name, remove_tree
 from retort.hostfs.folders import FolderTree
+from retort.hostfs.quota import Held, open_projects, project_of, set_project
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAKING = "making"
 _TRASH = "trash"
 _DATA_MODE = 0o755
+_PARTS = ("data", "uploads")
+FIRST_PROJECT = 1_400_000_000
+NO_QUOTA = Quota()
 
 
 class Volume:
@@ -43,9 +51,19 @@ class Volume:
     Args:
         folder: made if missing; nobody but the server may write to its parents.
         owner: user and group that folders' files belong to; None: whoever runs the server.
+        first_project: ids of project quotas are drawn from here on.
+
+    Attributes:
+        uncounted: why the host kernel does not count what folders hold; "" if it does.
+        clashes: folders that have another one's project: a copy of it, made beside this server.
     """
 
-    def __init__(self, folder: Path, owner: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        owner: tuple[int, int] | None = None,
+        first_project: int = FIRST_PROJECT,
+    ) -> None:
         self.owner = owner
         folder.mkdir(mode=0o700, exist_ok=True)
         self._root = os.open(folder, _FOLDER)
@@ -55,6 +73,8 @@ class Volume:
         for name in (_MAKING, _TRASH):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=self._root)
+        self._projects, self.uncounted = open_projects(self._root, first_project)
+        self.clashes = self._find_projects()
 
     def close(self) -> None:
         """Release the descriptor."""
@@ -89,22 +109,46 @@ class Volume:
         """Open where a folder's uploads are collected. Raises VFolderNotFound."""
         return self._open(f"{folder_id.hex}/uploads")
 
+    def open_folder(self, folder_id: uuid.UUID) -> int:
+        """Open what holds both, out of everybody's view. Raises VFolderNotFound."""
+        return self._open(folder_id.hex)
+
     # --- coming -----------------------------------------------------------------------------
 
-    def make(self, folder_id: uuid.UUID) -> None:
+    def make(self, folder_id: uuid.UUID, quota: Quota = NO_QUOTA) -> None:
         """Make an empty folder where nobody finds it yet; `publish` follows its record."""
         above = f"{_MAKING}/{folder_id.hex}"
         os.mkdir(above, 0o700, dir_fd=self._root)
-        for name in ("data", "uploads"):
+        for name in _PARTS:
             os.mkdir(f"{above}/{name}", 0o700, dir_fd=self._root)
-        fd = self._open(f"{above}/data")
-        try:
-            os.fchmod(fd, _DATA_MODE)  # whatever the umask says
+        with self._parts(above) as (data, uploads):
+            if self._projects is not None:
+                project = self._projects.draw(folder_id.hex)
+                self._projects.bound(project, (data, uploads), quota)
+                for fd in (data, uploads):
+                    set_project(fd, project)
+            os.fchmod(data, _DATA_MODE)  # whatever the umask says
             if self.owner is not None:
-                os.fchown(fd, *self.owner)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+                os.fchown(data, *self.owner)
+            os.fsync(data)
+
+    def held(self, folder_id: uuid.UUID) -> Held | None:
+        """Tell what the host kernel counts in a folder; None: it does not. Raises VFolderNotFound.
+
+        An upload on its way is part of it.
+        """
+        if self._projects is None:
+            return None
+        with self._parts(folder_id.hex) as fds:
+            project = self._own_project(fds, folder_id)
+            return None if project is None else self._projects.held(project, fds)
+
+    def bound(self, folder_id: uuid.UUID, quota: Quota) -> None:
+        """Have the host kernel bound a folder, if it counts it. Raises VFolderNotFound."""
+        if self._projects is not None:
+            with self._parts(folder_id.hex) as fds:
+                if (project := self._own_project(fds, folder_id)) is not None:
+                    self._projects.bound(project, fds, quota)
 
     def publish(self, folder_id: uuid.UUID) -> None:
         """Put a made folder in its place; nothing happens if it is there, or was discarded."""
@@ -135,9 +179,47 @@ class Volume:
         """List the folders that wait for their end."""
         return self._ids_in(_TRASH)
 
-    def open_trash(self) -> int:
-        """Open the folder that `trash` lists; the caller closes it."""
-        return self._open(_TRASH)
+    def empty_trash(self) -> None:
+        """Remove what `trash` lists, and what an emptying left that was cut short. Blocks."""
+        fd = self._open(_TRASH)
+        try:
+            for name in os.listdir(fd):  # noqa: PTH208 - a descriptor, not a path
+                if is_gone_name(os.fsencode(name)):
+                    remove_tree(fd, os.fsencode(name))
+            for folder_id in _ids(fd):
+                if remove_tree(fd, folder_id.hex.encode()) and self._projects is not None:
+                    self._projects.release(folder_id.hex)
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _parts(self, path: str) -> Iterator[tuple[int, int]]:
+        """Open both parts of a folder."""
+        with contextlib.ExitStack() as stack:
+            fds = []
+            for name in _PARTS:
+                fds.append(self._open(f"{path}/{name}"))
+                stack.callback(os.close, fds[-1])
+            yield fds[0], fds[1]
+
+    def _own_project(self, fds: tuple[int, int], folder_id: uuid.UUID) -> int | None:
+        """Give the project of a folder that has one to itself."""
+        assert self._projects is not None
+        project = project_of(fds[0])
+        return project if self._projects.is_of(project, folder_id.hex) else None
+
+    def _find_projects(self) -> list[uuid.UUID]:
+        """Take down which project is whose; give the folders that have another one's."""
+        clashes: list[uuid.UUID] = []
+        if self._projects is None:
+            return clashes
+        for above in ("", f"{_MAKING}/", f"{_TRASH}/"):
+            for folder_id in self._ids_in(above or "."):
+                path = f"{above}{folder_id.hex}"
+                with contextlib.suppress(VFolderNotFound), self._parts(path) as (data, _):
+                    if not self._projects.take(project_of(data), folder_id.hex):
+                        clashes.append(folder_id)
+        return clashes
 
     def _ids_in(self, name: str) -> list[uuid.UUID]:
         fd = self._open(name)

@@ -12,9 +12,10 @@ from weakref import WeakValueDictionary
 from retort.core.files import Download, Listing, OpenFile
 from retort.core.keypair import KeyPair
 from retort.core.ports import Clock, VFolderDisk
-from retort.core.vfolder import Permission
-from retort.errors import FileTooLarge, NotPermitted, VFolderFull, VFolderOperation
+from retort.core.vfolder import Permission, VFolder
+from retort.errors import FileTooLarge, NotPermitted, VFolderOperation
 from retort.services.keypairs import KeyRing
+from retort.services.vfolder_quota import Quotas
 from retort.services.vfolder_tokens import Tokens, Transfer
 from retort.services.vfolders import VFolderLookup
 
@@ -23,6 +24,7 @@ class VFolderFiles:
     """Calls on files, and the two halves of each transfer: asked for by a key, done by a token.
 
     Args:
+        quotas: tells whether a folder can take more.
         secret: of this server; signs the tokens.
         token_s: how long a token is good for.
         max_file_bytes: of one upload.
@@ -34,6 +36,7 @@ class VFolderFiles:
         disk: VFolderDisk,
         keys: KeyRing,
         clock: Clock,
+        quotas: Quotas,
         *,
         secret: bytes,
         token_s: float,
@@ -43,6 +46,7 @@ class VFolderFiles:
         self._disk = disk
         self._keys = keys
         self._clock = clock
+        self._quotas = quotas
         self._tokens = Tokens(secret)
         self._token_s = token_s
         self.max_file_bytes = max_file_bytes
@@ -57,9 +61,10 @@ class VFolderFiles:
     async def mkdir(
         self, caller: KeyPair, ref: str, path: str, *, parents: bool, exist_ok: bool
     ) -> None:
-        """Make a directory."""
-        folder_id = await self._id(caller, ref, Permission.WRITE)
-        await self._disk.mkdir(folder_id, path, parents=parents, exist_ok=exist_ok)
+        """Make a directory. Raises VFolderFull."""
+        folder = (await self._lookup.find(caller, ref, Permission.WRITE)).folder
+        async with self._quotas.taking(folder, 0, entries=1):
+            await self._disk.mkdir(folder.id, path, parents=parents, exist_ok=exist_ok)
 
     async def rename(self, caller: KeyPair, ref: str, path: str, new_name: str) -> None:
         """Give a file or directory another name."""
@@ -75,6 +80,7 @@ class VFolderFiles:
         """Delete files and directories."""
         folder_id = await self._id(caller, ref, Permission.WRITE)
         await self._disk.delete(folder_id, paths, recursive=recursive)
+        self._quotas.forget(folder_id)
 
     async def request_upload(self, caller: KeyPair, ref: str, path: str, size: int) -> str:
         """Get ready for a file and give the token for its bytes; an empty one is there at once.
@@ -86,12 +92,10 @@ class VFolderFiles:
         seen = await self._lookup.find(caller, ref, Permission.WRITE)
         if size > self.max_file_bytes:
             raise FileTooLarge
-        if seen.folder.max_bytes is not None:
-            used = await self._disk.usage(seen.folder.id)
-            if used.bytes + size > seen.folder.max_bytes:
-                raise VFolderFull
+        await self._quotas.check(seen.folder, size, entries=1)
         upload_id = secrets.token_hex(16)
-        await self._disk.begin_upload(seen.folder.id, upload_id, path, size)
+        async with self._quotas.taking(seen.folder, 0, entries=1):
+            await self._disk.begin_upload(seen.folder.id, upload_id, path, size)
         return self._sign(
             Transfer(
                 "upload", caller.access_key, seen.folder.id, path, self._end(), size, upload_id
@@ -127,7 +131,7 @@ class VFolderFiles:
 
     async def upload_offset(self, token: str) -> tuple[int, int]:
         """Tell how much of an upload has come, and its size. Raises NotPermitted, PathNotFound."""
-        transfer = await self._read(token, "upload", Permission.WRITE)
+        transfer, _ = await self._read(token, "upload", Permission.WRITE)
         async with self._alone(transfer):
             offset = await self._disk.upload_offset(
                 transfer.folder_id, transfer.upload_id, transfer.path, transfer.size
@@ -146,11 +150,14 @@ class VFolderFiles:
             NotPermitted: the token does not allow it.
             OffsetMismatch: the upload stands elsewhere.
             FileTooLarge: more than the size would come.
+            VFolderFull: more than the folder's quota leaves; what came before stays.
         """
-        transfer = await self._read(token, "upload", Permission.WRITE)
-        if length is not None and offset + length > transfer.size:
+        transfer, folder = await self._read(token, "upload", Permission.WRITE)
+        if length is None:
+            length = max(transfer.size - offset, 0)
+        elif offset + length > transfer.size:
             raise FileTooLarge("More would come than the upload's size")
-        async with self._alone(transfer):
+        async with self._alone(transfer), self._quotas.taking(folder, length, entries=0):
             stored = await self._disk.append(
                 transfer.folder_id,
                 transfer.upload_id,
@@ -168,13 +175,10 @@ class VFolderFiles:
             NotPermitted: the token does not allow it.
             PathNotFound, VFolderOperation: it has changed since.
         """
-        transfer = await self._read(token, "download", Permission.READ)
+        transfer, folder = await self._read(token, "download", Permission.READ)
         if not transfer.is_archive:
-            return await self._disk.open_file(transfer.folder_id, transfer.path)
-        seen = await self._lookup.visible_by_id(
-            await self._caller(transfer), transfer.folder_id, Permission.READ
-        )
-        return await self._disk.open_zip(transfer.folder_id, transfer.path, seen.folder.name)
+            return await self._disk.open_file(folder.id, transfer.path)
+        return await self._disk.open_zip(folder.id, transfer.path, folder.name)
 
     # --- below ------------------------------------------------------------------------------
 
@@ -189,12 +193,14 @@ class VFolderFiles:
     def _end(self) -> int:
         return int(self._clock.now().timestamp() + self._token_s)
 
-    async def _read(self, token: str, operation: str, needed: Permission) -> Transfer:
+    async def _read(
+        self, token: str, operation: str, needed: Permission
+    ) -> tuple[Transfer, VFolder]:
         """Read a token whose owner may still do what it says."""
         transfer = self._tokens.read(token, operation, self._clock.now().timestamp())
         caller = await self._caller(transfer)
-        await self._lookup.visible_by_id(caller, transfer.folder_id, needed)
-        return transfer
+        seen = await self._lookup.visible_by_id(caller, transfer.folder_id, needed)
+        return transfer, seen.folder
 
     async def _caller(self, transfer: Transfer) -> KeyPair:
         caller = self._keys.find(transfer.access_key) or await self._keys.lookup(

@@ -36,6 +36,7 @@ from retort.errors import (
     VFolderOperation,
 )
 from retort.services.tasks import BackgroundTasks, Task
+from retort.services.vfolder_quota import Quotas
 from retort.services.vfolders import VFolderLookup
 
 log = structlog.get_logger()
@@ -44,7 +45,12 @@ CLONE_WAIT_S = 0.2  # a copy that takes no longer has no background task
 
 
 class VFolderService:
-    """Making, listing, changing, copying and deleting folders."""
+    """Making, listing, changing, copying and deleting folders.
+
+    Args:
+        quotas: tells what folders hold.
+        max_inodes: files of any kind that a new folder may hold; None: no end.
+    """
 
     def __init__(
         self,
@@ -53,12 +59,17 @@ class VFolderService:
         lookup: VFolderLookup,
         tasks: BackgroundTasks,
         clock: Clock,
+        quotas: Quotas,
+        *,
+        max_inodes: int | None = None,
     ) -> None:
         self._store = store
         self._disk = disk
         self._lookup = lookup
         self._tasks = tasks
         self._clock = clock
+        self._quotas = quotas
+        self._max_inodes = max_inodes
         self._making = asyncio.Lock()  # a name is looked for and taken, a number counted, as one
         self._emptying: set[asyncio.Task[None]] = set()
 
@@ -81,7 +92,7 @@ class VFolderService:
         folder = self._new(caller, asked)
         async with self._making:
             await self._check_new(caller, folder)
-            await self._disk.make(folder.id)
+            await self._disk.make(folder.id, folder.quota)
             await self._record(folder)
         await self._disk.publish(folder.id)
         log.info("vfolder.created", folder=folder.id.hex, owner=caller.access_key)
@@ -108,7 +119,7 @@ class VFolderService:
         folder = dataclasses.replace(made, status=VFolderStatus.CLONING)
         async with self._making:
             await self._check_new(caller, folder)
-            await self._disk.make(folder.id)
+            await self._disk.make(folder.id, folder.quota)
             await self._record(folder)
         ready = dataclasses.replace(folder, status=VFolderStatus.READY)
         problem: list[RetortError] = []
@@ -146,6 +157,7 @@ class VFolderService:
             usage_mode=asked.usage_mode,
             is_cloneable=asked.is_cloneable,
             max_bytes=wanted if wanted is None or most is None else min(wanted, most),
+            max_inodes=min(filter(None, (asked.max_inodes, self._max_inodes)), default=None),
         )
 
     async def _check_new(self, caller: KeyPair, folder: VFolder) -> None:
@@ -226,7 +238,7 @@ class VFolderService:
         seen = await self._lookup.find_any(caller, ref)
         if seen.folder.status is not VFolderStatus.READY:
             return seen, FolderUsage(0, 0, is_whole=False)
-        return seen, await self._disk.usage(seen.folder.id)
+        return seen, await self._quotas.usage(seen.folder)
 
     # --- changing ---------------------------------------------------------------------------
 
@@ -338,6 +350,9 @@ class VFolderService:
                 await self._disk.publish(folder_id)
             else:
                 await self._disk.discard(folder_id)
+        for folder in records.values():  # a quota check of the file system may have lost limits
+            with contextlib.suppress(VFolderNotFound):
+                await self._disk.bound(folder.id, folder.quota)
         for folder in records.values():
             if folder.status is VFolderStatus.CLONING and folder.id not in discarded:
                 await self._store.remove(folder.id)

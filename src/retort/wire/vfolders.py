@@ -59,6 +59,7 @@ def parse_create(params: Params) -> NewVFolder:
         is_cloneable=params.boolean("cloneable"),
         is_of_group=_is_group(params, "group", "groupId", "group_id"),
         max_bytes=_quota(params),
+        max_inodes=params.optional_integer("max_files", "maxFiles") or None,
     )
 
 
@@ -297,6 +298,7 @@ def info(seen: SeenVFolder, usage: FolderUsage) -> dict[str, Any]:
         "max_files": folder.max_inodes or 0,
         "max_size": folder.max_bytes,
         "cur_size": usage.bytes,
+        "quota_enforcement": usage.enforced_by.value,
     }
 
 

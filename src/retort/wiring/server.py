@@ -64,6 +64,7 @@ from retort.services.reaper import Reaper
 from retort.services.replies import Replies
 from retort.services.runs import RunService
 from retort.services.sessions import SessionService
+from retort.services.vfolder_quota import QuotaWatch
 from retort.sql.engine import Database
 from retort.sql.keypairs import SqlKeyPairs
 from retort.sql.migrations import migrate
@@ -159,7 +160,10 @@ async def _serve(
         clock,
         _default_limits(config),
         MountService(
-            vfolders.lookup, vfolders.volume.has_folder, most=config.vfolders.mounts_per_session
+            vfolders.lookup,
+            vfolders.volume.has_folder,
+            vfolders.quotas.is_overfull,
+            most=config.vfolders.mounts_per_session,
         ),
         told_for=dt.timedelta(seconds=config.state.told_s),
     )
@@ -209,6 +213,13 @@ async def _serve(
             time.monotonic,
             idle_s=config.sessions.idle_s,
             life_s=config.sessions.life_s,
+        ).look_forever(),
+        QuotaWatch(
+            sessions,
+            vfolders.store,
+            vfolders.quotas,
+            time.monotonic,
+            every_s=config.vfolders.count_s,
         ).look_forever(),
         node.fill_forever(),
         _refresh_forever(keys),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import time
 
 import structlog
 
@@ -14,13 +15,14 @@ from retort.api.storage import StorageRoutes
 from retort.api.tasks import TaskRoutes
 from retort.api.vfolders import VFolderRoutes
 from retort.config import Config
-from retort.core.ports import Clock, VFolderDisk
+from retort.core.ports import Clock, VFolderDisk, VFolderStore
 from retort.hostfs.vfolder_disk import DiskLimits, HostVFolders
 from retort.hostfs.volume import Volume
 from retort.services.keypairs import KeyRing
 from retort.services.tasks import BackgroundTasks
 from retort.services.vfolder_files import VFolderFiles
 from retort.services.vfolder_life import VFolderService
+from retort.services.vfolder_quota import Quotas
 from retort.services.vfolder_sharing import VFolderSharing
 from retort.services.vfolders import VFolderLookup
 from retort.sql.engine import Database
@@ -39,11 +41,15 @@ class VFolderParts:
         volume: where the folders lie.
         life: how they come, change and go.
         lookup: which folders a caller sees.
+        store: their records.
+        quotas: what they hold, and may hold.
     """
 
     volume: Volume
     life: VFolderService
     lookup: VFolderLookup
+    store: VFolderStore
+    quotas: Quotas
     folders: VFolderRoutes
     sharing: SharingRoutes
     storage: StorageRoutes
@@ -68,7 +74,13 @@ async def open_vfolders(
     """
     uid = config.vfolders.host_uid
     owner = (uid, uid) if os.geteuid() == 0 else None
-    volume = await asyncio.to_thread(Volume, config.state.folder / "folders", owner)
+    volume = await asyncio.to_thread(
+        Volume, config.state.folder / "folders", owner, config.vfolders.project_first
+    )
+    log.info("vfolder.quotas", enforced_by="count" if volume.uncounted else "project",
+             reason=volume.uncounted)  # fmt: skip
+    for folder_id in volume.clashes:
+        log.error("vfolder.project_clash", folder=folder_id.hex)
     disk = HostVFolders(
         volume,
         DiskLimits(
@@ -81,13 +93,17 @@ async def open_vfolders(
     stack.callback(disk.close)
     store, tasks = SqlVFolders(database), BackgroundTasks()
     lookup = VFolderLookup(store)
-    life = VFolderService(store, disk, lookup, tasks, clock)
+    quotas = Quotas(disk, time.monotonic, count_s=config.vfolders.count_s)
+    life = VFolderService(
+        store, disk, lookup, tasks, clock, quotas, max_inodes=config.vfolders.max_inodes
+    )
     await life.recover()
     files = VFolderFiles(
         lookup,
         disk,
         keys,
         clock,
+        quotas,
         secret=secret,
         token_s=config.vfolders.token_s,
         max_file_bytes=config.vfolders.file_bytes,
@@ -101,6 +117,8 @@ async def open_vfolders(
         volume,
         life,
         lookup,
+        store,
+        quotas,
         VFolderRoutes(life, files, base_url=base_url, base_path=base_path),
         SharingRoutes(VFolderSharing(store, lookup, keys, clock)),
         StorageRoutes(files),

@@ -108,3 +108,15 @@ def test_as_root_the_data_belongs_to_the_folders_user(tmp_path: Path) -> None:
     place = tmp_path / "folders" / ONE.hex
     assert (place / "data").stat().st_uid == 1_899_999_999
     assert (place.stat().st_uid, (place / "uploads").stat().st_uid) == (0, 0)
+
+
+def test_what_a_cut_off_emptying_left_is_removed_with_the_rest(
+    volume: Volume, tmp_path: Path
+) -> None:
+    trash = tmp_path / "folders" / "trash"
+    (trash / "gone-0123" / "inner").mkdir(parents=True)  # as `remove_tree` names what it takes out
+    (trash / "gone-0123" / "file").write_text("x")
+    volume.make(ONE)
+    volume.discard(ONE)
+    volume.empty_trash()
+    assert list(trash.iterdir()) == []
