@@ -82,6 +82,7 @@ int failed(const char *what);		/* says errno on stderr; an exit code */
 bool parse_number(const char *text, long most, long *number);	/* decimal, not negative */
 bool parse_visit(char **arguments, struct visit *visit);	/* of three strings */
 bool become(uid_t uid);
+int run_as(int count, char **arguments);
 bool enter_sandbox(const struct visit *visit);
 
 /* ---- inodes.c ---- */

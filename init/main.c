@@ -4,6 +4,7 @@
  *	retort-init LISTEN_FD [--filter FD] [--home DIR] [--no-openat2]
  *	retort-init --cap-inodes ...	outside of any sandbox, once for each: inodes.c
  *	retort-init --mount ...		the same for those with mounts: mounts.c
+ *	retort-init --as UID PROGRAM...	outside: become bubblewrap, as another uid: outside.c
  *
  * Theory of operation
  *
@@ -247,6 +248,8 @@ int main(int count, char **arguments)
 {
 	sigset_t all;
 
+	if (count >= 2 && !strcmp(arguments[1], "--as"))
+		return run_as(count - 2, arguments + 2);
 	/* Before anything else: no signal may end us half-made, and no program may look into us. */
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);

@@ -143,6 +143,39 @@ async def test_visible_are_own_shared_and_the_groups_by_name(vfolders: VFolderSt
     ]
 
 
+async def test_what_is_visible_follows_every_change_at_once(vfolders: VFolderStore) -> None:
+    async def seen() -> list[tuple[str, Permission | None]]:
+        found = await vfolders.visible_to(BOB, DEFAULT_GROUP)
+        return [(folder.name, shared and shared.permission) for folder, shared in found]
+
+    assert await seen() == []
+    await vfolders.add(folder(1))
+    await vfolders.add(folder(2, user_id=BOB))
+    assert await seen() == [("folder-2", None)]
+    await vfolders.put_share(share(1))
+    assert await seen() == [("folder-1", Permission.READ), ("folder-2", None)]
+    await vfolders.update(folder(2, user_id=BOB, name="a"))
+    assert await seen() == [("a", None), ("folder-1", Permission.READ)]
+    await vfolders.remove_share(uuid.UUID(int=1), BOB)
+    assert await seen() == [("a", None)]
+    await vfolders.add_invitation(invitation(5))
+    await vfolders.accept_invitation(invitation(5))
+    assert await seen() == [("a", None), ("folder-1", Permission.WRITE)]
+    await vfolders.remove(uuid.UUID(int=1))
+    assert await seen() == [("a", None)]
+
+
+async def test_what_is_seen_while_something_changes_is_not_remembered(
+    vfolders: VFolderStore,
+) -> None:
+    async def look() -> int:
+        return len(await vfolders.visible_to(ANN, DEFAULT_GROUP))
+
+    for number in range(1, 21):
+        await asyncio.gather(look(), vfolders.add(folder(number)), look(), look())
+        assert await look() == number
+
+
 async def test_a_share_is_put_replaced_and_removed(vfolders: VFolderStore) -> None:
     await vfolders.add(folder(1))
     await vfolders.put_share(share(1))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.sandbox.init.box import BINARY
 
 from retort.sandbox.host_uids import HostUids
 from retort.sandbox.launcher import Launcher, Sandbox
@@ -103,7 +104,7 @@ def host_uids() -> HostUids | None:
 @pytest.fixture
 async def launcher(base: Base) -> AsyncIterator[Launcher]:
     assert BWRAP is not None
-    made = Launcher(Path(BWRAP), base)
+    made = Launcher(Path(BWRAP), base, helper=BINARY)
     yield made
     made.close()
 

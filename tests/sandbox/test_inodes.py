@@ -183,7 +183,10 @@ async def test_whether_a_host_can_is_found_by_trying(
     uid = host_uids.acquire() if host_uids else None
     assert await why_uncapped(launcher, place / "trial", uid) is None
     assert BWRAP is not None
-    broken = Launcher(Path(BWRAP), base)  # its helper is the stand-in, which knows nothing of it
+    ignorant = place / "ignorant"  # a helper that starts sandboxes and knows nothing else
+    ignorant.write_text(f'#!/bin/sh\n[ "$1" = --as ] && exec {BINARY} "$@"; exit 1\n')
+    ignorant.chmod(0o755)
+    broken = Launcher(Path(BWRAP), base, helper=ignorant)
     assert await why_uncapped(broken, place / "trial", uid)
     broken.close()
     assert not (place / "trial").exists()

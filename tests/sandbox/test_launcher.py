@@ -115,7 +115,7 @@ async def test_a_failing_mount_is_a_fault_with_the_message_of_bubblewrap(start, 
 
 
 async def test_a_missing_bubblewrap_is_a_fault(base, host_uids, place) -> None:
-    launcher = Launcher(place / "nothing", base)
+    launcher = Launcher(place / "nothing", base, helper=REAL_INIT)
     with pytest.raises(SandboxFault, match=r"launch: .*nothing"):
         await launcher.start(
             SandboxSpec("x", host_uid=host_uids and host_uids.acquire()), place / "f"
@@ -128,7 +128,7 @@ async def test_an_init_that_cannot_run_is_a_fault(base, host_uids, place) -> Non
     (folder / "etc").mkdir(parents=True)
     (folder / "empty").touch()
     (folder / "retort-init").touch(0o644)
-    launcher = Launcher(Path(BWRAP), Base(folder, "0"))
+    launcher = Launcher(Path(BWRAP), Base(folder, "0"), helper=REAL_INIT)
     spec = SandboxSpec("x", host_uid=host_uids and host_uids.acquire())
     with pytest.raises(SandboxFault, match=r"launch: .*/.retort/init.*Permission"):
         await launcher.start(spec, place / "f")
@@ -159,7 +159,7 @@ async def test_a_sandbox_that_does_not_come_up_is_ended(
     slow.write_text("#!/bin/sh\nexec sleep 1000\n")
     slow.chmod(0o755)
     monkeypatch.setattr(module, "START_S", 0.05)
-    launcher = Launcher(slow, base)
+    launcher = Launcher(slow, base, helper=REAL_INIT)
     spec = SandboxSpec("x", host_uid=host_uids and host_uids.acquire())
     with pytest.raises(SandboxFault, match="not up after"):
         await launcher.start(spec, place / "slow")
@@ -174,8 +174,8 @@ from retort.sandbox.rootfs import Base, build
 from retort.sandbox.view import SandboxSpec
 
 async def main():
-    bwrap, base, folder, uid = sys.argv[1:]
-    launcher = Launcher(Path(bwrap), Base(Path(base), "x"))
+    bwrap, base, folder, uid, helper = sys.argv[1:]
+    launcher = Launcher(Path(bwrap), Base(Path(base), "x"), helper=Path(helper))
     spec = SandboxSpec("survivor", host_uid=int(uid) or None)
     sandbox = await launcher.start(spec, Path(folder))
     print(*sandbox.identity, flush=True)
@@ -190,7 +190,10 @@ async def test_a_sandbox_survives_the_death_of_its_server(base, launcher, host_u
     folder = place / "survivor"
     source = str(Path(module.__file__).parents[2])
     server = subprocess.Popen(
-        [sys.executable, "-c", LAUNCH_AND_WAIT, BWRAP, base.path, folder, str(uid or 0)],
+        [
+            *(sys.executable, "-c", LAUNCH_AND_WAIT, BWRAP, base.path, folder),
+            *(str(uid or 0), REAL_INIT),
+        ],
         stdout=subprocess.PIPE,
         env={"PYTHONPATH": source},
     )
@@ -222,15 +225,27 @@ async def test_two_sandboxes_of_root_have_different_host_uids(start) -> None:
     assert {g.split(":")[1].strip() for g in groups} == {""}
 
 
-@pytest.mark.skipif(not is_root, reason="only root gives uids")
-async def test_root_works_without_setpriv_too(base, host_uids, place) -> None:
-    launcher = Launcher(Path(BWRAP), base, setpriv=None)
-    uid = host_uids.acquire()
-    sandbox = await launcher.start(SandboxSpec("x", host_uid=uid), place / "plain")
-    done = await asyncio.to_thread(run_inside, sandbox.socket_path, "/usr/bin/id", "-u")
-    assert done.out == "1000\n"
-    await launcher.kill(sandbox)
-    launcher.close()
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["1000"], ["0", "/bin/true"], ["-1", "/bin/true"], ["4294967295", "/bin/true"],
+     ["1x", "/bin/true"], ["", "/bin/true"]],
+)  # fmt: skip
+@pytest.mark.skipif(not REAL_INIT.exists(), reason="retort-init is not built")
+def test_init_becomes_no_other_uid_by_arguments_that_make_no_sense(arguments: list[str]) -> None:
+    done = subprocess.run([REAL_INIT, "--as", *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "retort-init: --as: Invalid argument\n")
+
+
+@pytest.mark.skipif(not REAL_INIT.exists(), reason="retort-init is not built")
+def test_init_that_may_not_become_another_uid_runs_nothing() -> None:
+    own = os.geteuid()
+    argv = [str(REAL_INIT), "--as", str(own + 77_000), "/bin/echo", "ran"]
+    if is_root:  # a user namespace of one uid has no other
+        argv = ["unshare", "--user", "--map-root-user", *argv]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("retort-init: uid: ")
 
 
 @pytest.mark.skipif(not is_root, reason="about root")
@@ -271,7 +286,7 @@ def test_it_works_under_uvloop_too(base, host_uids, place) -> None:
     uvloop = pytest.importorskip("uvloop")
 
     async def once() -> str:
-        launcher = Launcher(Path(BWRAP), base)
+        launcher = Launcher(Path(BWRAP), base, helper=REAL_INIT)
         spec = SandboxSpec("uv", host_uid=host_uids and host_uids.acquire())
         sandbox = await launcher.start(spec, place / "uv")
         done = await asyncio.to_thread(run_inside, sandbox.socket_path, "/bin/hostname")

@@ -138,6 +138,7 @@ class Boxes:
         sandbox: Sandbox | None = None
         client: InitClient | None = None
         loss = Loss()
+        group = self._places.group(folder.name, limits)
         try:
             spec = spec_of(limits, host_uid, mounted, shares_network=self._shares_network)
             sandbox = await self._launcher.start(spec, folder)
@@ -149,8 +150,7 @@ class Boxes:
                 os.fsencode(sandbox.socket_path), timeout_s=CONNECT_S, on_lost=loss
             )
             place = await self._places.make(
-                folder.name,
-                limits,
+                group,
                 sandbox.pid,
                 client,
                 functools.partial(cap_inodes, self._launcher, sandbox, spec),
@@ -159,6 +159,7 @@ class Boxes:
             if client is not None:
                 client.close()
             await self._clear(sandbox, folder, host_uid, None)
+            await self._places.drop(group)
             raise
         if mounted and self._folders is not None:
             place = dataclasses.replace(place, walls={**place.walls, **self._folders.walls})

@@ -21,6 +21,8 @@ from retort.sandbox.session_group import Mode, SessionGroup
 
 log = structlog.get_logger()
 
+GroupOfSession = asyncio.Future[SessionGroup | None]
+
 THREADS = 4  # moves into groups wait for the host kernel, up to 30 ms each (DESIGN 3)
 
 
@@ -78,10 +80,25 @@ class Places:
         self._pressure.close()
         self._groups.close()
 
+    def group(self, name: str, limits: Limits) -> GroupOfSession:
+        """Begin to make the group of a session, while its sandbox is started.
+
+        Whoever does not give it to `make` must give it to `drop`.
+        """
+        return asyncio.get_running_loop().run_in_executor(
+            self._threads, self._groups.session, name, limits
+        )
+
+    async def drop(self, begun: GroupOfSession) -> None:
+        """Remove a group that nothing was put into."""
+        with contextlib.suppress(SandboxFault, OSError):
+            if (group := await begun) is not None:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._threads, group.remove)
+
     async def make(
         self,
-        name: str,
-        limits: Limits,
+        begun: GroupOfSession,
         init_pid: int,
         client: InitClient,
         cap_inodes: Callable[[], Awaitable[None]],
@@ -92,18 +109,16 @@ class Places:
         `Place.placed` tells when that is done and its first standby child stands ready.
 
         Args:
+            begun: from `group`; still the caller's to drop when this raises.
             cap_inodes: called where this host can.
 
         Raises:
             SandboxFault: the group cannot be made.
         """
-        loop = asyncio.get_running_loop()
-        group = await loop.run_in_executor(self._threads, self._groups.session, name, limits)
+        group = await asyncio.shield(begun)
         try:
             scratch = await client.open(b".", os.O_PATH | os.O_DIRECTORY)
         except OSError as exc:
-            if group is not None:
-                group.remove()
             raise SandboxFault("scratch", str(exc)) from exc
         placed = asyncio.ensure_future(self._put(group, init_pid, client, cap_inodes))
         placed.add_done_callback(_retrieve)
@@ -126,11 +141,12 @@ class Places:
             SandboxFault: as for `make`.
         """
         loop = asyncio.get_running_loop()
-        group = await loop.run_in_executor(self._threads, self._groups.session, name, limits)
+        begun = self.group(name, limits)
+        group = await begun
         if group is not None and not await loop.run_in_executor(
             self._threads, group.holds, init_pid
         ):
-            return await self.make(name, limits, init_pid, client, cap_inodes)
+            return await self.make(begun, init_pid, client, cap_inodes)
         try:
             scratch = await client.open(b".", os.O_PATH | os.O_DIRECTORY)
         except OSError as exc:

@@ -235,10 +235,7 @@ def _walls_of_bubblewrap(facts: HostFacts) -> Iterable[Finding]:
 def _own_uids(facts: HostFacts) -> Finding:
     wall = "own uid per session"
     if facts.is_root:
-        why = "Each sandbox gets a host uid of its own."
-        if "setpriv" not in facts.tools:
-            why += " Without setpriv(1) that is slower."
-        return Finding(wall, State.ENFORCED, why)
+        return Finding(wall, State.ENFORCED, "Each sandbox gets a host uid of its own.")
     return Finding(
         wall,
         State.MISSING,

@@ -6,15 +6,17 @@ no error of SQLAlchemy or of a driver leaves these blocks.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import os
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -22,6 +24,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemy
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from retort.errors import Conflict, StoreFault
+
+T = TypeVar("T")
 
 _MIGRATION_LOCK = 0x5265746F7274  # "Retort": the advisory lock that migrating processes take
 _POOL_WAIT_S = 10.0  # a call that gets no connection for so long fails
@@ -47,6 +51,9 @@ class Database:
 
     def __init__(self, url: str, *, busy_s: float = 5.0) -> None:
         self._busy_s = busy_s
+        self._short: sa.Engine | None = None  # of SQLite, for `transact`
+        self._thread = ThreadPoolExecutor(1, "retort-sql")
+        self._turn = asyncio.Semaphore(1)  # who writes to SQLite
         self._door_errors: tuple[type[Exception], ...] = (SQLAlchemyError, OSError)
         try:
             parsed = sa.make_url(url)
@@ -77,6 +84,26 @@ class Database:
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
+        if self._short is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._short.dispose)
+        self._thread.shutdown()
+
+    async def transact(self, work: Callable[[sa.Connection], T]) -> T:
+        """Do something short in a transaction of its own; rolled back when it raises.
+
+        For what a caller waits for: on SQLite all of it is one turn of one thread, where `write`
+        takes a turn for each statement and several more around them.
+
+        Raises:
+            Conflict, StoreFault: as `write`; also when its turn does not come.
+        """
+        with self._door():
+            if self._short is None:
+                async with self.engine.begin() as connection:
+                    return await connection.run_sync(work)
+            async with self._my_turn():
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._thread, _transact, self._short, work)
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -98,7 +125,7 @@ class Database:
             StoreFault: the database failed, or stayed locked.
         """
         with self._door():
-            async with self.engine.begin() as connection:
+            async with self._my_turn(), self.engine.begin() as connection:
                 yield connection
 
     @contextlib.asynccontextmanager
@@ -114,6 +141,22 @@ class Database:
             else:
                 await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
             yield connection
+
+    @contextlib.asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[None]:
+        """Wait for whoever writes here: by a signal, where SQLite would sleep and look again."""
+        if self._short is None:
+            yield
+            return
+        try:
+            async with asyncio.timeout(_POOL_WAIT_S):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise StoreFault(f"database: busy for {_POOL_WAIT_S:g} s") from None
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     @contextlib.contextmanager
     def _door(self) -> Iterator[None]:
@@ -133,18 +176,22 @@ class Database:
             _make_sqlite_file(Path(url.database))
         except (OSError, sqlite3.Error) as exc:
             raise StoreFault(f"database: cannot make {url.database}: {exc}") from exc
-        engine = create_async_engine(
-            url.set(drivername="sqlite+aiosqlite"),
+        options: dict[str, Any] = {
             # One connection is one thread. More would only wait for each other's write lock,
             # by sleeping, and could starve (sqlite.org/c3ref/busy_timeout.html).
-            pool_size=1,
-            max_overflow=0,
+            "pool_size": 1,
+            "max_overflow": 0,
             # IMMEDIATE: a write takes the lock at its start, where the busy timeout applies;
             # a read that turns into a write fails at once (sqlite.org/rescode.html#busy_snapshot).
-            connect_args={"timeout": self._busy_s, "isolation_level": "IMMEDIATE"},
+            "connect_args": {"timeout": self._busy_s, "isolation_level": "IMMEDIATE"},
             **_common_options(),
+        }
+        engine = create_async_engine(url.set(drivername="sqlite+aiosqlite"), **options)
+        self._short = sa.create_engine(
+            url.set(drivername="sqlite+pysqlite"), poolclass=sa.pool.QueuePool, **options
         )
-        sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite_connection)
+        for each in (engine.sync_engine, self._short):
+            sa.event.listen(each, "connect", _prepare_sqlite_connection)
         return engine
 
     def _open_postgresql(self, url: sa.URL) -> AsyncEngine:
@@ -166,6 +213,11 @@ class Database:
             },
             **_common_options(),
         )
+
+
+def _transact(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
+    with engine.begin() as connection:
+        return work(connection)
 
 
 def _common_options() -> dict[str, Any]:

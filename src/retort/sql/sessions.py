@@ -17,6 +17,13 @@ from retort.sql.tables import ENDED, LIVE, SESSIONS
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Session))  # each is a column
 
+_INSERT = SESSIONS.insert()
+_UPDATE = (
+    SESSIONS.update()
+    .values({name: sa.bindparam(name) for name in _FIELDS})
+    .where(SESSIONS.c.id == sa.bindparam("of_id"))
+)
+
 
 class SqlSessions:
     """A `core.ports.SessionStore` in a database."""
@@ -32,8 +39,7 @@ class SqlSessions:
             StoreFault: the database failed.
         """
         try:
-            async with self._database.write() as connection:
-                await connection.execute(SESSIONS.insert().values(_to_row(session)))
+            await self._database.transact(lambda db: db.execute(_INSERT, _to_row(session)))
         except Conflict as exc:
             raise _taken(session) from exc
 
@@ -45,13 +51,12 @@ class SqlSessions:
             Conflict: its new name belongs to another live session of its owner.
             StoreFault: the database failed.
         """
-        statement = SESSIONS.update().values(_to_row(session)).where(SESSIONS.c.id == session.id)
+        row = _to_row(session) | {"of_id": session.id}
         try:
-            async with self._database.write() as connection:
-                done = await connection.execute(statement)
+            found = await self._database.transact(lambda db: db.execute(_UPDATE, row).rowcount)
         except Conflict as exc:
             raise _taken(session) from exc
-        if not done.rowcount:
+        if not found:
             raise SessionNotFound
 
     async def get(self, session_id: uuid.UUID) -> Session | None:
@@ -95,12 +100,12 @@ class SqlSessions:
             StoreFault: the database failed.
         """
         old = SESSIONS.delete().where(sa.text(ENDED), SESSIONS.c.terminated_at < at)
-        async with self._database.write() as connection:
-            return (await connection.execute(old)).rowcount
+        return await self._database.transact(lambda db: db.execute(old).rowcount)
 
     async def _select(self, query: sa.Select[Any]) -> list[Session]:
-        async with self._database.read() as connection:
-            return [_from_row(row) for row in await connection.execute(query)]
+        return await self._database.transact(
+            lambda db: [_from_row(row) for row in db.execute(query)]
+        )
 
 
 def _taken(session: Session) -> Conflict:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from retort.core.vfolder import (
     Invitation,
@@ -24,20 +26,43 @@ from retort.sql.tables import VFOLDER_INVITATIONS, VFOLDER_SHARES, VFOLDERS
 _FOLDER = tuple(field.name for field in dataclasses.fields(VFolder))  # each is a column
 _SHARE = tuple(field.name for field in dataclasses.fields(Share))
 _INVITATION = tuple(field.name for field in dataclasses.fields(Invitation))
+MAX_REMEMBERED = 256  # users whose folders are kept in memory
 
 
 class SqlVFolders:
-    """A `core.ports.VFolderStore` in a database."""
+    """A `core.ports.VFolderStore` in a database.
+
+    It must be the only writer: what somebody sees is remembered until the next change of anything,
+    as every new session asks for it.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._visible: dict[
+            tuple[uuid.UUID, uuid.UUID], Sequence[tuple[VFolder, Share | None]]
+        ] = {}
+        self._changes = 0
+
+    @contextlib.asynccontextmanager
+    async def _write(self) -> AsyncIterator[AsyncConnection]:
+        """Lend a transaction; what was seen before its end is not remembered."""
+        self._forget()
+        try:
+            async with self._database.write() as connection:
+                yield connection
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._changes += 1
+        self._visible.clear()
 
     # --- folders ----------------------------------------------------------------------------
 
     async def add(self, folder: VFolder) -> None:
         """Keep a new folder. Raises VFolderExists, StoreFault."""
         try:
-            async with self._database.write() as connection:
+            async with self._write() as connection:
                 await connection.execute(VFOLDERS.insert().values(_folder_row(folder)))
         except Conflict as exc:
             raise VFolderExists from exc
@@ -46,7 +71,7 @@ class SqlVFolders:
         """Replace a folder by its id. Raises VFolderNotFound, VFolderExists, StoreFault."""
         statement = VFOLDERS.update().values(_folder_row(folder)).where(VFOLDERS.c.id == folder.id)
         try:
-            async with self._database.write() as connection:
+            async with self._write() as connection:
                 done = await connection.execute(statement)
         except Conflict as exc:
             raise VFolderExists from exc
@@ -55,7 +80,7 @@ class SqlVFolders:
 
     async def remove(self, folder_id: uuid.UUID) -> None:
         """Forget a folder, its shares and its invitations. Raises VFolderNotFound, StoreFault."""
-        async with self._database.write() as connection:
+        async with self._write() as connection:
             done = await connection.execute(VFOLDERS.delete().where(VFOLDERS.c.id == folder_id))
         if not done.rowcount:
             raise VFolderNotFound
@@ -77,6 +102,9 @@ class SqlVFolders:
         self, user_id: uuid.UUID, group_id: uuid.UUID
     ) -> Sequence[tuple[VFolder, Share | None]]:
         """Give a user's, the group's and the shared folders, by name. Raises StoreFault."""
+        who, before = (user_id, group_id), self._changes
+        if (remembered := self._visible.get(who)) is not None:
+            return list(remembered)
         mine = VFOLDER_SHARES.c.folder_id == VFOLDERS.c.id
         joined = VFOLDERS.outerjoin(VFOLDER_SHARES, mine & (VFOLDER_SHARES.c.user_id == user_id))
         query = (
@@ -91,23 +119,28 @@ class SqlVFolders:
         )
         async with self._database.read() as connection:
             rows = [row._mapping for row in await connection.execute(query)]
-        return [
+        found = tuple(
             (_folder(row), None if row["_user_id"] is None else _share(row, "_")) for row in rows
-        ]
+        )
+        if before == self._changes:  # else it may be older than a change that is known
+            if len(self._visible) >= MAX_REMEMBERED:
+                self._visible.clear()
+            self._visible[who] = found
+        return list(found)
 
     # --- shares -----------------------------------------------------------------------------
 
     async def put_share(self, share: Share) -> None:
         """Open a folder for a user, or change that. Raises VFolderNotFound, StoreFault."""
         try:
-            async with self._database.write() as connection:
+            async with self._write() as connection:
                 await _put_share(connection, share)
         except Conflict as exc:
             raise VFolderNotFound from exc
 
     async def remove_share(self, folder_id: uuid.UUID, user_id: uuid.UUID) -> bool:
         """Close a folder to a user; tell whether it was open. Raises StoreFault."""
-        async with self._database.write() as connection:
+        async with self._write() as connection:
             done = await connection.execute(_delete_share(folder_id, user_id))
         return bool(done.rowcount)
 
@@ -124,7 +157,7 @@ class SqlVFolders:
         """Keep an invitation. Raises VFolderExists, VFolderNotFound, StoreFault."""
         row = _invitation_row(invitation)
         try:
-            async with self._database.write() as connection:
+            async with self._write() as connection:
                 await connection.execute(VFOLDER_INVITATIONS.insert().values(row))
         except Conflict as exc:
             if await self.get(invitation.folder_id) is None:
@@ -134,7 +167,7 @@ class SqlVFolders:
     async def update_invitation(self, invitation: Invitation) -> None:
         """Replace an invitation by its id. Raises InvitationNotFound, StoreFault."""
         statement = VFOLDER_INVITATIONS.update().values(_invitation_row(invitation))
-        async with self._database.write() as connection:
+        async with self._write() as connection:
             done = await connection.execute(
                 statement.where(VFOLDER_INVITATIONS.c.id == invitation.id)
             )
@@ -143,7 +176,7 @@ class SqlVFolders:
 
     async def remove_invitation(self, invitation_id: uuid.UUID) -> None:
         """Forget an invitation. Raises InvitationNotFound, StoreFault."""
-        async with self._database.write() as connection:
+        async with self._write() as connection:
             done = await connection.execute(_delete_invitation(invitation_id))
         if not done.rowcount:
             raise InvitationNotFound
@@ -153,7 +186,7 @@ class SqlVFolders:
         share = Share(
             invitation.folder_id, invitation.invitee_id, invitation.invitee, invitation.permission
         )
-        async with self._database.write() as connection:
+        async with self._write() as connection:
             done = await connection.execute(_delete_invitation(invitation.id))
             if not done.rowcount:
                 raise InvitationNotFound

@@ -80,7 +80,7 @@ def test_places_of_mounts_are_made_after_the_home_and_never_taken_for_options(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root changes the uid")
 def test_root_changes_the_uid_before_bubblewrap(launcher: Launcher) -> None:
     argv = launcher.command(SandboxSpec("box", host_uid=4242), HANDED)
-    assert argv[1:5] == ["--reuid=4242", "--regid=4242", "--clear-groups", "--"]
+    assert argv[:4] == ["/base/retort-init", "--as", "4242", "/usr/bin/bwrap"]
 
 
 def test_a_merged_host_gives_links_and_an_older_one_folders(tmp_path: Path) -> None:

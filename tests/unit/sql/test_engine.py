@@ -275,3 +275,51 @@ async def test_a_record_of_an_older_retort_gets_defaults(database: Database) -> 
         await connection.execute(sa.text("""UPDATE sessions SET limits = '{"gone": 1}'"""))
 
     assert await store.get(uuid.UUID(int=1)) == _session(1)
+
+
+# --- transact -----------------------------------------------------------------------------------
+
+
+async def test_what_raises_half_way_changes_nothing(database: Database) -> None:
+    sessions = SqlSessions(database)
+
+    def work(connection: sa.Connection) -> None:
+        connection.execute(sa.text("DELETE FROM sessions"))
+        raise KeyError
+
+    await sessions.add(_session(1))
+    with pytest.raises(KeyError):
+        await database.transact(work)
+
+    assert [session.id.int for session in await sessions.live()] == [1]
+
+
+async def test_short_and_long_transactions_take_turns(tmp_path: Path) -> None:
+    async with Database(sqlite_url(tmp_path), busy_s=0.05) as database:  # no time for collisions
+        await migrate(database)
+        sessions = SqlSessions(database)
+
+        async def slow(number: int) -> None:
+            async with database.write() as connection:
+                await connection.execute(sa.text(f"PRAGMA user_version = {number}"))
+                await connection.execute(sa.text("UPDATE sessions SET reason = 'seen'"))
+                await asyncio.sleep(0.02)
+
+        await asyncio.gather(*(slow(number) for number in range(20)),
+                             *(sessions.add(_session(number)) for number in range(20)))  # fmt: skip
+
+        assert len(await sessions.live()) == 20
+
+
+async def test_a_short_transaction_waits_for_another_process_and_then_fails(
+    tmp_path: Path,
+) -> None:
+    async with Database(sqlite_url(tmp_path), busy_s=0.05) as database:
+        await migrate(database)
+        with contextlib.closing(sqlite3.connect(tmp_path / "retort.db")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreFault, match="locked"):
+                await SqlSessions(database).add(_session(1))
+            other.rollback()
+
+        await SqlSessions(database).add(_session(1))
