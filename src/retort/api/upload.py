@@ -6,27 +6,29 @@ import asyncio
 import base64
 import binascii
 import quopri
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar, cast
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
-from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
+import multipart  # type: ignore[import-untyped]
+from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
-from multidict import CIMultiDict, CIMultiDictProxy
 
 from retort.api.call import BodyLimits
 from retort.core.files import FileUpload
 from retort.errors import BadHttp, BodyTooSlow, FileTooLarge, InvalidRequest, TooManyFiles
 from retort.wire.files import upload_name
 
-CHUNK_BYTES = 65_536
 MAX_HEADER_LINE_BYTES = 16 * 1024  # a quoted name of 4096 bytes takes 12 KiB
 MAX_HEADERS = 16
-MAX_HEAD_BYTES = 128 * 1024  # of one part's head, and of all that stands before the first part
-LINE_COST_BYTES = 512  # what a line counts at least: empty ones take time too
+MAX_BESIDE_BYTES = 128 * 1024  # before the first part with its head, and after the last one
 ENCODED_LINE_BYTES = 1024  # RFC 2045 allows 76
 
-T = TypeVar("T")
+MAX_BOUNDARY = 70  # characters (RFC 2046, 5.1.1)
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_NOTHING = object()  # the parser needs more
+_UNREADABLE = (multipart.MultipartError, HttpProcessingError, RequestPayloadError)
 
 
 class UploadReader:
@@ -45,18 +47,24 @@ class UploadReader:
         self._max_files = max_files
         self._max_file_bytes = max_file_bytes
         self._began_at = asyncio.get_running_loop().time()
-        if not request.content_type.startswith("multipart/"):
+        kind, options = multipart.parse_options_header(request.headers.get("Content-Type", ""))
+        if not kind.startswith("multipart/"):
             raise InvalidRequest("The body must be multipart/form-data")
         try:
-            self._lines = _Lines(request.content)
-            self._reader = _Parts(
-                request.headers,
-                cast(StreamReader, self._lines),
-                max_field_size=MAX_HEADER_LINE_BYTES,
-                max_headers=MAX_HEADERS,
+            self._parser = _Parser(
+                options.get("boundary", ""),
+                max_header_size=MAX_HEADER_LINE_BYTES,
+                max_header_count=MAX_HEADERS,
+                header_charset="latin-1",  # each byte is one character: names are read in wire
             )
-        except (ValueError, AssertionError) as exc:
+        except (multipart.MultipartError, UnicodeEncodeError) as exc:
             raise BadHttp("The body has no usable multipart boundary") from exc
+        if not 0 < len(options["boundary"]) <= MAX_BOUNDARY:
+            raise BadHttp("The body has no usable multipart boundary")
+        self._events: Iterator[Any] = iter(())
+        self._has_begun = False
+        self._unparsed = b""
+        self._idle_bytes = 0  # parsed since the last event
 
     async def files(self) -> AsyncIterator[FileUpload]:
         """Give the files in their order; each must be read before the next is asked for.
@@ -65,18 +73,17 @@ class UploadReader:
             TooManyFiles, FileTooLarge, InvalidRequest, BadHttp, BodyTooSlow: as spec 6.1 says.
         """
         count = 0
-        while True:
-            self._lines.left = MAX_HEAD_BYTES
-            part = await self._timely(self._reader.next())
-            if part is None:
-                break
+        while (part := await self._next()) is not None:
             count += 1
             if count > self._max_files:
                 raise TooManyFiles
-            if not isinstance(part, BodyPartReader):
+            headers = {name.lower(): value for name, value in part.headerlist}
+            if headers.get("content-type", "").lower().startswith("multipart/"):
                 raise InvalidRequest("A multipart body must not hold another one")
-            name = upload_name(self._reader.disposition)
-            yield FileUpload(name, self._capped(self._chunks(part)))
+            disposition = headers.get("content-disposition")
+            name = upload_name(disposition and disposition.encode("latin-1"))
+            decode = _decoder(headers.get("content-transfer-encoding", "binary"))
+            yield FileUpload(name, self._capped(self._chunks(decode)))
         if not count:
             raise InvalidRequest("The request has no file")
 
@@ -88,80 +95,65 @@ class UploadReader:
                 raise FileTooLarge
             yield chunk
 
-    async def _chunks(self, part: BodyPartReader) -> AsyncIterator[bytes]:
-        decode = _decoder(part)
-        while chunk := await self._timely(part.read_chunk(CHUNK_BYTES)):
-            if data := decode(bytes(chunk)):
+    async def _chunks(self, decode: Callable[[bytes], bytes]) -> AsyncIterator[bytes]:
+        while (chunk := await self._next()) is not None:
+            if data := decode(chunk):
                 yield data
         if data := decode(b""):
             yield data
 
-    async def _timely(self, step: Awaitable[T]) -> T:
-        """Await the next bit of the body, unless the whole comes too slowly or makes no sense."""
+    async def _next(self) -> Any:
+        """Give what the parser finds next: a part's head, bytes of it, its end (None).
+
+        None is the body's end as well, where a part's head could be.
+        """
+        try:
+            while (event := next(self._events, _NOTHING)) is _NOTHING:
+                if self._parser.closed:
+                    return None
+                if self._idle_bytes > MAX_BESIDE_BYTES:
+                    raise BadHttp("The multipart body has too much besides its files")
+                chunk = self._unparsed or await self._read()
+                # What may precede the first part must not depend on how it was cut on its way.
+                cut = len(chunk) if self._has_begun else MAX_BESIDE_BYTES + 1
+                chunk, self._unparsed = chunk[:cut], chunk[cut:]
+                self._idle_bytes += len(chunk)
+                self._events = self._parser.parse(chunk)
+        except _UNREADABLE as exc:
+            raise BadHttp(f"The multipart body cannot be read: {exc}") from exc
+        self._has_begun = True
+        self._idle_bytes = 0
+        return event
+
+    async def _read(self) -> bytes:
+        """Read what has come, b"" at the end, unless the whole comes too slowly."""
         allowed_s = self._limits.allowed_s(self._content.total_bytes)
         try:
             async with asyncio.timeout_at(self._began_at + allowed_s):
-                return await step
+                while True:
+                    chunk, _ = await self._content.readchunk()
+                    if chunk or self._content.at_eof():
+                        return chunk
         except TimeoutError as exc:
             raise BodyTooSlow from exc
-        except _UNREADABLE as exc:
-            raise BadHttp(f"The multipart body cannot be read: {type(exc).__name__}") from exc
 
 
-# All that aiohttp raises at a body that is none, or that breaks off.
-_UNREADABLE = (
-    *(ValueError, AssertionError, LookupError, EOFError, RuntimeError),
-    *(HttpProcessingError, RequestPayloadError),
-)
+class _Parser(multipart.PushMultipartParser):  # type: ignore[misc]
+    """The library's, for parts of any disposition, and stricter about their heads."""
+
+    def _on_segment_headerline(self, line: bytes) -> None:
+        name = line.partition(b":")[0]
+        if _CONTROL.search(line) or name != name.strip():
+            raise multipart.ParserError("a header with spaces or control characters")
+        super()._on_segment_headerline(line)
+
+    def _create_segment(self, headerlist: list[tuple[str, str]]) -> multipart.MultipartSegment:
+        return multipart.MultipartSegment(headerlist)
 
 
-class _Parts(MultipartReader):
-    """aiohttp's reader, but every part is a file, also one of the field name `_charset_`.
-
-    Attributes:
-        disposition: of the part that `next` gave last. aiohttp, which does not find it in the
-            part's headers, cannot act on it.
-    """
-
-    disposition: str | None = None
-
-    async def fetch_next_part(self) -> MultipartReader | BodyPartReader:
-        """Read a part's head."""
-        part = await super().fetch_next_part()
-        headers = CIMultiDict(part.headers)
-        self.disposition = headers.pop("Content-Disposition", None)
-        part.headers = CIMultiDictProxy(headers)
-        return part
-
-
-class _Lines:
-    """The body as aiohttp's reader uses it, with a limit to what it reads by lines.
-
-    By lines it reads heads, and what stands before the first part: it would skip that for ever.
-
-    Attributes:
-        left: bytes that may still be read as lines.
-    """
-
-    def __init__(self, content: StreamReader) -> None:
-        self._content = content
-        self.left = MAX_HEAD_BYTES
-        self.read = content.read
-        self.at_eof = content.at_eof
-        self.unread_data = content.unread_data
-
-    async def readline(self, *, max_line_length: int | None = None) -> bytes:
-        """Read a line, cut at the end of the body. Raises BadHttp when it is one too many."""
-        line = await self._content.readline(max_line_length=max_line_length)
-        self.left -= max(len(line), LINE_COST_BYTES)
-        if self.left < 0:
-            raise BadHttp("The multipart body has too much besides its files")
-        return line
-
-
-def _decoder(part: BodyPartReader) -> Callable[[bytes], bytes]:
-    """Give what undoes the part's Content-Transfer-Encoding, called with b"" at its end."""
-    encoding = part.headers.get("Content-Transfer-Encoding", "binary").strip().lower()
+def _decoder(encoding: str) -> Callable[[bytes], bytes]:
+    """Give what undoes a Content-Transfer-Encoding, called with b"" at a part's end."""
+    encoding = encoding.strip().lower()
     if encoding in ("binary", "8bit", "7bit"):
         return bytes
     if encoding == "base64":
