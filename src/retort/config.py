@@ -148,6 +148,8 @@ class Sandbox:
     network: str = "none"
     #: "refused": nothing can be locked or watched, by which sessions could signal each other.
     file_locks: str = "allowed"
+    #: v2 group that holds those of sessions, "../NAME" is one beside the own; unset: the own.
+    group: str | None = None
     #: Other names of images: what a caller may ask for, and what it gets.
     image_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

@@ -181,6 +181,21 @@ def test_a_first_key_that_nobody_saw_is_not_kept(tmp_path: Path) -> None:
     assert retort("keys", "list", "--state", str(tmp_path)) == ""
 
 
+def test_no_key_is_made_for_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under systemd standard output is the journal, which others may read."""
+    reader, writer = os.pipe()
+    status = os.fstat(writer)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    with _serving(tmp_path, stdout=writer) as process, os.fdopen(reader) as lines:
+        os.close(writer)
+        assert "listens on" in lines.readline()
+        assert f"retort keys create --admin --state {tmp_path}" in lines.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert "export" not in lines.read()
+    assert retort("keys", "list", "--state", str(tmp_path)) == ""
+
+
 def _wait_for(port: int, process: subprocess.Popen[str]) -> None:
     """Wait until a port is listened on, as long as the process lives."""
     while process.poll() is None:

@@ -169,3 +169,27 @@ def test_hosts_without_groups_are_told_apart(tmp_path: Path, text: str) -> None:
     assert found.mode is Mode.NONE
     assert found.why_none
     assert found.session("x", LIMITS) is None
+
+
+def test_a_named_group_that_is_not_there_is_refused_by_name() -> None:
+    """And not replaced by another, which would look well until the next restart."""
+    tag = uuid.uuid4().hex[:8]
+    found = find(tag)
+    found.close()
+    if found.mode is not Mode.V2:
+        pytest.skip("the setting concerns version 2 alone")
+    with pytest.raises(SandboxFault, match=r"sandbox\.group: .*nowhere\.service"):
+        find(tag, named="../nowhere.service")
+    with pytest.raises(SandboxFault, match=r"is not below"):
+        find(tag, named="../../../../../../../etc")
+
+
+def test_a_named_group_means_nothing_without_version_2() -> None:
+    tag = uuid.uuid4().hex[:8]
+    found = find(tag)
+    found.close()
+    if found.mode is Mode.V2:
+        pytest.skip("this host has version 2")
+    named = find(tag, named="../nowhere.service")
+    assert named.mode is found.mode
+    named.close()

@@ -13,12 +13,14 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import click
 import uvloop
 
 from retort.cli.key_lines import shell_lines
 from retort.cli.logs import configure_logs
+from retort.cli.notify import tell_systemd
 from retort.config import Config, load
 from retort.errors import RetortError
 from retort.wiring.server import RunningServer, running_server
@@ -85,7 +87,9 @@ async def _serve(config: Config, *, keeps_sessions: bool) -> None:
             _say([f"Retort listens on {server.url}{hint}"])
         if config.sandbox.network == "host":
             click.echo(HOST_NETWORK, err=True)
+        tell_systemd("READY=1")
         await stop.wait()
+        tell_systemd("STOPPING=1")
         _say([_farewell(server.sessions.live_count, keeps_sessions=keeps_sessions)])
 
 
@@ -122,6 +126,16 @@ async def _first_key(server: RunningServer, config: Config) -> None:
     """
     if sys.stdout is None:
         return
+    if _is_journal(sys.stdout):
+        state = config.state.folder
+        _say(
+            [
+                f"Retort listens on {server.url}",
+                f"There is no key yet, and none is made, as this is a log. Make one as this user:"
+                f" retort keys create --admin --state {state}",
+            ]
+        )
+        return
     new = await server.keys.create(is_admin=True)
     url = config.server.public_url or server.url
     is_shown = _say(
@@ -135,6 +149,16 @@ async def _first_key(server: RunningServer, config: Config) -> None:
     )
     if not is_shown:
         await server.keys.remove(new.keypair.access_key)
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Whether a stream goes to systemd's journal (systemd.exec(5), JOURNAL_STREAM)."""
+    named = os.environ.get("JOURNAL_STREAM")
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return named == f"{status.st_dev}:{status.st_ino}"
 
 
 def _say(lines: Sequence[str]) -> bool:

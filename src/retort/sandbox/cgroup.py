@@ -83,18 +83,26 @@ _SERVER = "server"  # the server's own leaf in v2: a group with children may hav
 _MARK = "user.retort"  # an extended attribute of a group that we divide
 
 
-def find(tag: str, *, proc: Path = Path("/proc/self")) -> Groups:
+def find(tag: str, *, named: str | None = None, proc: Path = Path("/proc/self")) -> Groups:
     """Find where this server may have groups, by making them.
 
     Args:
         tag: names our subtree; the same for the same state folder, so that leftovers are found.
+        named: a v2 group that is ours to divide, for sessions that outlive the service beside it
+            (docs/decisions/0017): below the mount point, or from our own group when it begins
+            with "..". Of no meaning on a host whose controllers are not v2's.
         proc: of this process.
+
+    Raises:
+        SandboxFault: phase "cgroup"; the named group cannot be used.
     """
     try:
         mounts = _mounts((proc / "mountinfo").read_text("utf-8", "surrogateescape"))
         own = _own_groups((proc / "cgroup").read_text("utf-8", "surrogateescape"))
     except OSError as exc:
         return Groups(Mode.NONE, {}, f"cgroups cannot be read: {exc.strerror}")
+    if named is not None and (mount := mounts.get("")) is not None and _has_controllers(mount):
+        return _take_named(mount, own.get("", ""), named, tag)
     reasons = []
     for attempt in (_find_v2, _find_v1):
         try:
@@ -145,6 +153,31 @@ def _find_v2(tag: str, mounts: Mapping[str, Path], own: Mapping[str, str]) -> Gr
     raise SandboxFault("cgroup", "; ".join(tried))
 
 
+def _has_controllers(mount: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return set(REQUIRED) <= set((mount / "cgroup.controllers").read_text("ascii").split())
+    return False
+
+
+def _take_named(mount: Path, own: str, named: str, tag: str) -> Groups:
+    """Take the group that the settings name, or say what is wrong with it."""
+    base = Path(os.path.normpath(mount / own / named if named.startswith("..") else mount / named))
+    if not base.is_relative_to(mount):
+        raise SandboxFault("cgroup", f"sandbox.group: {named} is not below {mount}")
+    try:
+        groups = _take_v2(base, tag, is_ours=True)
+    except OSError as exc:
+        raise SandboxFault("cgroup", f"sandbox.group: {base}: {exc.strerror}") from exc
+    # A process may be moved by who may write to the group that has both its old and its new one.
+    above = Path(os.path.commonpath([mount / own, base])) / "cgroup.procs"
+    if not os.access(above, os.W_OK):
+        groups.close()
+        raise SandboxFault(
+            "cgroup", f"sandbox.group: no process can be moved into {base}: {above} is not ours"
+        )
+    return groups
+
+
 def _bases_v2(mount: Path, own: Path) -> list[Path]:
     """Give the groups that may be ours to divide, the likeliest first.
 
@@ -172,7 +205,7 @@ def _is_delegated(group: Path) -> bool:
     return False
 
 
-def _take_v2(base: Path, tag: str) -> Groups:
+def _take_v2(base: Path, tag: str, *, is_ours: bool = False) -> Groups:
     available = (base / "cgroup.controllers").read_text("ascii").split()
     if missing := set(REQUIRED) - set(available):
         raise SandboxFault("cgroup", f"has no {' and no '.join(sorted(missing))} controller")
@@ -182,7 +215,7 @@ def _take_v2(base: Path, tag: str) -> Groups:
     make([ours])  # the first try to write: nothing has been changed if it may not be
     try:
         if to_enable := [name for name in controllers if name not in enabled]:
-            _enable_beside_processes(base, to_enable)
+            _enable_beside_processes(base, to_enable, is_ours=is_ours)
         _enable(ours, controllers)
     except (OSError, SandboxFault):
         remove([ours])
@@ -191,11 +224,11 @@ def _take_v2(base: Path, tag: str) -> Groups:
     return Groups(Mode.V2, dict.fromkeys([*controllers, "cpuacct"], ours))
 
 
-def _enable_beside_processes(base: Path, controllers: Iterable[str]) -> None:
+def _enable_beside_processes(base: Path, controllers: Iterable[str], *, is_ours: bool) -> None:
     """Let the children of our group have controllers: its processes must be in a leaf for that."""
     for _ in range(CLEARING_ROUNDS):
         if base.joinpath("cgroup.type").exists():  # not the host's root group, the one exception
-            _clear(base)
+            _clear(base, is_ours=is_ours)
         try:
             _enable(base, controllers)
         except SandboxFault as exc:
@@ -206,11 +239,11 @@ def _enable_beside_processes(base: Path, controllers: Iterable[str]) -> None:
     raise SandboxFault("cgroup", f"{base}: processes keep starting in it")
 
 
-def _clear(base: Path) -> None:
+def _clear(base: Path, *, is_ours: bool) -> None:
     """Move the processes of a group that is ours into a leaf of it."""
     inside = (base / "cgroup.procs").read_text("ascii").split()
     # Those of others are moved if systemd, or a container, gave the group to us all.
-    is_ours = _is_delegated(base) or _is_namespace_root(base)
+    is_ours = is_ours or _is_delegated(base) or _is_namespace_root(base)
     if not is_ours and set(inside) - {str(os.getpid())}:
         raise SandboxFault("cgroup", "other processes are in it (no group of our own)")
     with contextlib.suppress(OSError):

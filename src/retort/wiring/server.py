@@ -270,7 +270,7 @@ async def _local_node(
     launcher = Launcher(Path(bwrap), base, seccomp=seccomp)
     # Named after the folder, so that the next server on it finds what this one leaves.
     tag = hashlib.sha256(os.fsencode(config.state.folder.resolve())).hexdigest()[:12]
-    groups = await asyncio.to_thread(find, tag)
+    groups = await asyncio.to_thread(find, tag, named=config.sandbox.group)
     folder = config.state.folder / "sessions"
     folder.mkdir(mode=0o700, exist_ok=True)
     is_root = os.geteuid() == 0
