@@ -16,6 +16,7 @@ class Point(enum.Enum):
     CREATED = "created"  #: a session is whole, but not yet recorded as running
     UPLOADING = "uploading"  #: a file of an upload is in, the others are not
     COMMITTING = "committing"  #: a file of an upload has its temporary name
+    PLACED = "placed"  #: a file of an upload is in its place, the others may not be
     STEP_STARTED = "step-started"  #: init was told to start a program
     STEP_ENDED = "step-ended"  #: a program ended, and what follows has not begun
     ANSWER_TAKEN = "answer-taken"  #: an answer left its run, and is not written

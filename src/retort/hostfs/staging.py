@@ -18,6 +18,7 @@ import secrets
 import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 from retort.core import faults
@@ -31,6 +32,7 @@ from retort.hostfs.beneath import (
     TreeOpener,
     refusal,
 )
+from retort.hostfs.upload_note import Note, Notebook, Swap, take_back
 
 T = TypeVar("T")
 
@@ -51,11 +53,13 @@ class _Staged:
     Attributes:
         fd: open for writing; -1 when it is not.
         spare: the temporary name it has, or that what it replaced has now.
+        noted: the temporary name that it is going to have, as the note says.
     """
 
     path: BeneathPath
     fd: int = -1
     spare: BeneathPath | None = None
+    noted: BeneathPath | None = None
 
 
 class Staging:
@@ -64,10 +68,14 @@ class Staging:
     Args:
         tree: where the files go.
         max_file_bytes: per file; one byte more is FileTooLarge.
+        notebook: where it is written down, so that a killed server's successor takes it back.
     """
 
-    def __init__(self, tree: TreeOpener, max_file_bytes: int) -> None:
+    def __init__(
+        self, tree: TreeOpener, max_file_bytes: int, notebook: Notebook | None = None
+    ) -> None:
         self._tree = tree
+        self._notebook = notebook or Notebook(None)
         self._max_file_bytes = max_file_bytes
         self._items: dict[BeneathPath, _Staged] = {}
         self._superseded: list[_Staged] = []
@@ -129,9 +137,11 @@ class Staging:
             raise SandboxFault("files", "init gave something else for a new file")
 
     async def _commit(self) -> None:
+        note: Path | None = None
         try:
             await self._make_folders()
             self._stamp()
+            note = self._write_down()
             await _all(self._place(item) for item in self._items.values())
         except BaseException:
             await _all(self._take_back(item) for item in self._items.values())
@@ -139,6 +149,19 @@ class Staging:
             for folder in reversed(self._made):
                 await self._insist(functools.partial(self._unlink, folder, directory=True))
             raise
+        finally:
+            self._notebook.remove(note)  # from here on what was replaced may go
+
+    def _write_down(self) -> Path | None:
+        """Write down what follows; a single file needs no note, as one rename is whole."""
+        if len(self._items) < 2:
+            return None
+        swaps = []
+        for item in self._items.values():
+            item.noted = item.spare or BeneathPath((_spare_name(),))
+            identity = _identity(os.fstat(item.fd))
+            swaps.append(Swap(bytes(item.path), bytes(item.noted), *identity))
+        return self._notebook.write(Note(swaps, [bytes(folder) for folder in self._made]))
 
     def _stamp(self) -> None:
         """Give all files one time, since they come all at once.
@@ -172,6 +195,7 @@ class Staging:
             faults.reached(faults.Point.COMMITTING)
             for _ in range(_TRIES):
                 if await self._swap(item, spare):
+                    faults.reached(faults.Point.PLACED)
                     return
         except OSError as exc:
             raise refusal(exc, item.path) from exc
@@ -184,7 +208,7 @@ class Staging:
         name is found again whatever becomes of the target's folder.
         """
         if item.spare is None:
-            item.spare = BeneathPath((_spare_name(),))
+            item.spare = item.noted or BeneathPath((_spare_name(),))
             await self._tree.link(item.fd, bytes(item.spare), _RESOLVE)
         return item.spare
 
@@ -214,16 +238,9 @@ class Staging:
         return False
 
     async def _take_back(self, item: _Staged) -> None:
-        """Undo `_swap` if it happened: only a target that is our own file is touched."""
-        spare = item.spare
+        """Undo `_swap` if it happened."""
         ours = _identity(os.fstat(item.fd))
-        target = await self._insist(lambda: self._look(item.path))
-        if target is None or _identity(target) != ours:
-            return
-        if spare is None or await self._insist(lambda: self._look(spare)) is None:
-            await self._insist(lambda: self._unlink(item.path))
-        else:
-            await self._insist(lambda: self._rename(spare, item.path, RENAME_EXCHANGE))
+        await self._insist(lambda: take_back(self._tree, item.path, item.spare, ours))
 
     async def _discard(self) -> None:
         items = [*self._superseded, *self._items.values()]

@@ -23,7 +23,6 @@ from retort.core.limits import Usage
 from retort.core.run import Answer, Mode, RunRequest
 from retort.core.session import Session
 from retort.errors import RunNotFound, SandboxFault, SessionLost, SessionNotFound
-from retort.hostfs.spares import clear_spares
 from retort.node import reserve
 from retort.node.adopt import GONE, replay_of, resume
 from retort.node.boxes import Box, Boxes
@@ -145,7 +144,7 @@ class LocalNode:
         try:
             replay = await replay_of(records, held.runner.make, self._is_kept)
             await resume(held.runner, replay, box.client)
-            await clear_spares(box.client)
+            await held.files.take_back_uploads()
         except (SandboxFault, OSError) as exc:
             held.runner.broken(str(exc))
             held.runner.close_journal()
@@ -302,7 +301,7 @@ class LocalNode:
 
     def _hold(self, session: Session, image: Image, box: Box, journal: Journal) -> _Held:
         environ = environment(session.environ)
-        files = SessionFiles(box.client, self._file_limits)
+        files = SessionFiles(box.client, self._file_limits, self._folder / str(session.id))
         builds = None
         # What a folder outside of the home holds is in no fingerprint.
         if self._cache is not None and not session.mounts:

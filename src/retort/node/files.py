@@ -13,6 +13,7 @@ import functools
 import os
 import stat
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 from retort.core import faults
 from retort.core.files import Download, FileUpload, Listing
@@ -20,8 +21,10 @@ from retort.errors import FileNotFound, PathNotFound, PathRefused, RequestError
 from retort.hostfs.archive import Archive, ArchiveLimits, SingleFile
 from retort.hostfs.beneath import BeneathPath, TreeOpener, refusal, session_path
 from retort.hostfs.listing import read_folder
+from retort.hostfs.spares import clear_spares
 from retort.hostfs.staging import Staging, finished
 from retort.hostfs.stream import Stream, in_thread
+from retort.hostfs.upload_note import Notebook, take_back_left
 
 _TRIES = 16  # opens that a program's renames made the kernel unsure of (EAGAIN)
 
@@ -48,10 +51,15 @@ class FileLimits:
 
 
 class SessionFiles:
-    """The files of one session, by whoever opens them; methods as in core.ports.Node."""
+    """The files of one session, by whoever opens them; methods as in core.ports.Node.
 
-    def __init__(self, tree: TreeOpener, limits: FileLimits) -> None:
+    Args:
+        folder: of the host, the session's own, for notes of uploads on their way.
+    """
+
+    def __init__(self, tree: TreeOpener, limits: FileLimits, folder: Path | None = None) -> None:
         self._tree = tree
+        self._notebook = Notebook(folder)
         self._limits = limits
         self._uploads = 0  # begun so far
         self._uploading = 0  # of these, not ended
@@ -63,6 +71,11 @@ class SessionFiles:
         """Count the uploads so far; None while one is under way."""
         return None if self._uploading else self._uploads
 
+    async def take_back_uploads(self) -> None:
+        """Undo what a killed server left half done. Raises SandboxFault."""
+        await take_back_left(self._tree, self._notebook)
+        await clear_spares(self._tree)
+
     async def upload(self, files: AsyncIterator[FileUpload]) -> None:
         """Store files, all or none; of the same path twice, the last.
 
@@ -73,7 +86,7 @@ class SessionFiles:
             SandboxFault: init failed.
             RequestError: whatever the iterator raises passes through.
         """
-        staging = Staging(self._tree, self._limits.max_upload_file_bytes)
+        staging = Staging(self._tree, self._limits.max_upload_file_bytes, self._notebook)
         self._uploads += 1
         self._uploading += 1
         try:
