@@ -142,7 +142,7 @@ class Sandbox:
     file_bytes: int = 512 * MIB
     #: First host user id given to sessions; only used as root.
     host_uid_first: int = 1_900_000_000
-    #: Host user ids for sessions, so many live at once at most; only used as root.
+    #: Host user ids: one for trials, the others for sessions, one each; only used as root.
     host_uid_count: int = 65_536
     #: Network of sessions: "none" has only its own loopback; "host" shares everything: trusted use.
     network: str = "none"
@@ -504,7 +504,7 @@ def _check_ranges(config: Config) -> None:
             sandbox.host_uid_first >= 1000
             and sandbox.host_uid_first + sandbox.host_uid_count <= 4_294_967_295
         ),
-        "sandbox.host_uid_count: must be at least 1": sandbox.host_uid_count < 1,
+        "sandbox.host_uid_count: must be at least 2": sandbox.host_uid_count < 2,
         "vfolders.host_uid: must lie between 1 and 4294967294, and be no session's": not (
             0 < config.vfolders.host_uid < 4_294_967_295
         )

@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from retort.node.adopt import ANSWER_S
+from retort.sandbox.launcher import SOCKET_NAME
 from tests.e2e.conftest import environment, execute, printed, retort, upload
 from tests.e2e.running import (
     create,
@@ -373,6 +377,41 @@ async def test_a_sandbox_that_was_started_and_not_written_down_is_ended(mortal: 
     assert mortal.sandboxes() == []
     async with mortal.calls() as api, api.get(f"/session/{name}") as answer:
         assert answer.status == 404
+
+
+async def test_a_launch_cut_in_half_does_not_hold_up_a_start_and_is_ended(
+    mortal: Mortal,
+) -> None:
+    """Its listening socket is there, its processes are there, and no init ever answers."""
+    mortal.kill()
+    name = str(uuid.uuid4())
+    folder = mortal.state / "sessions" / name
+    folder.mkdir(mode=0o700)
+    half = subprocess.Popen(  # noqa: ASYNC220 - a test may block
+        ["/bin/sleep", "1000"], env={"RETORT_SANDBOX": name}, start_new_session=True
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        os.chdir(folder)
+        fd = os.open(folder, os.O_PATH)
+        listener.bind(f"/proc/self/fd/{fd}/{SOCKET_NAME}")  # the whole path may be too long
+        os.close(fd)
+        listener.listen(1)
+        began_at = time.monotonic()
+        mortal.start()
+        assert time.monotonic() - began_at < ANSWER_S
+        async with mortal.calls() as api:
+            assert await sh(api, await create(api), "echo ready") == (0, "ready\n")
+        assert half.poll() is None
+        await wait_for(lambda: _has_ended(half))
+    await wait_for(lambda: _lacks(mortal, name))
+
+
+async def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is not None
+
+
+async def _lacks(mortal: Mortal, name: str) -> bool:
+    return name not in mortal.folders()
 
 
 async def test_twenty_kills_in_a_row_lose_nothing(mortal: Mortal) -> None:

@@ -230,7 +230,7 @@ def test_an_empty_variable_unsets(tmp_path: Path) -> None:
         ("[sandbox]\nimage_aliases = {c = 1}", "sandbox.image_aliases"),
         ("[sandbox]\nhost_uid_first = 0", "sandbox.host_uid_first"),
         ("[sandbox]\nhost_uid_count = 3000000000", "sandbox.host_uid_first"),
-        ("[sandbox]\nhost_uid_count = 0", "sandbox.host_uid_count"),
+        ("[sandbox]\nhost_uid_count = 1", "sandbox.host_uid_count"),
     ],
 )
 def test_a_wrong_value_names_its_key(tmp_path: Path, toml: str, names: str) -> None:

@@ -46,7 +46,7 @@ from retort.wire.versions import effective
 log = structlog.get_logger()
 
 REQUEST_TIMEOUT = 408
-_TOKEN = re.compile(r"([?&]token=)[^&]*")  # a secret, as long as it lasts
+_TOKEN = re.compile(r"([?&]token=|/output/[^/]*/)[^&/?]*")  # a secret, as long as it lasts
 ANONYMOUS_LIMIT = 1000  # requests in a window for all callers without a key (spec 4.3)
 
 

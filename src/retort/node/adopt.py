@@ -150,6 +150,14 @@ async def _drop(client: InitClient, record: StepRecord) -> None:
 # --- what nobody goes on with ---------------------------------------------------------------
 
 
+def uids_of_stray(folder: Path) -> set[int]:
+    """Say as which uids of the host an earlier server's sandbox in a folder may still run."""
+    record = recollect(folder)
+    if record is not None:
+        return set() if record.host_uid is None else {record.host_uid}
+    return {uid for pid in _holders(folder) if (uid := _uid_of(pid)) is not None}
+
+
 async def end_stray(launcher: Launcher, folder: Path) -> bool:
     """End whatever an earlier server left in a folder, and remove it.
 
@@ -202,6 +210,15 @@ async def _ended(pidfd: int) -> None:
         await over.wait()
     finally:
         loop.remove_reader(pidfd)
+
+
+def _uid_of(pid: int) -> int | None:
+    """Give a process's uid; who owns its folder in /proc says nothing of one that hides itself."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
+            if line.startswith("Uid:"):
+                return int(line.split()[1])
+    return None
 
 
 def _holders(folder: Path) -> list[int]:

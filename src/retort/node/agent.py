@@ -166,6 +166,7 @@ class LocalNode:
         for one in held:
             one.runner.let_go()
             await self._boxes.let_go(one.box)
+        await self._boxes.end_sweep(at_once=True)
         await asyncio.to_thread(self._boxes.close)
 
     async def destroy(self, session_id: uuid.UUID) -> Usage:
@@ -217,6 +218,7 @@ class LocalNode:
                 log.error("session.unended", reason=str(result))
         await self._pool.close()
         await asyncio.gather(*self._clearing, return_exceptions=True)
+        await self._boxes.end_sweep(at_once=False)
         await asyncio.to_thread(self._boxes.close)
         if self._cache is not None:
             await asyncio.to_thread(self._cache.close)

@@ -16,12 +16,14 @@ import signal
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+import structlog
+
 from retort.core import faults
 from retort.core.limits import Limits
 from retort.core.mount import Mount
 from retort.core.session import Session
 from retort.errors import NotSupported, SandboxFault, SessionLost
-from retort.node.adopt import boot_id, end_stray, find, recollect, remember
+from retort.node.adopt import boot_id, end_stray, find, recollect, remember, uids_of_stray
 from retort.node.folders import Folders
 from retort.node.places import Place, Places, counts_by_namespace
 from retort.node.step import RLimits
@@ -33,7 +35,10 @@ from retort.sandbox.launcher import SOCKET_NAME, Launcher, Sandbox
 from retort.sandbox.mounts import mount_folders
 from retort.sandbox.view import SandboxSpec
 
+log = structlog.get_logger()
+
 CONNECT_S = 10.0
+SWEEP_S = 1.0  # for what an earlier server left; what takes longer must not hold up a start
 NPROC_MARGIN = 128  # between the group's limit of processes and the second wall, RLIMIT_NPROC
 INODE_SHARE_BYTES = 16 * 1024  # of the memory for each file: an empty one costs 1 KiB and more
 
@@ -122,6 +127,7 @@ class Boxes:
         self._places = places
         self._host_uids = host_uids
         self._shares_network = shares_network
+        self._sweeping: asyncio.Future[None] | None = None
 
     async def make(self, limits: Limits, folder: Path, mounts: Sequence[Mount] = ()) -> Box:
         """Make a sandbox; its group is ready when its place says so.
@@ -210,11 +216,44 @@ class Boxes:
         return Box(limits, sandbox, client, place, sandbox.host_uid, loss)
 
     async def sweep(self, folder: Path, known: Collection[str]) -> None:
-        """End what an earlier server left below a folder, except what is known by name."""
+        """End what an earlier server left below a folder, except what is known by name.
+
+        What does not end within `SWEEP_S`, such as a sandbox that never came up and is given time
+        to answer, ends behind the caller's back; until then no new sandbox gets its uid.
+        """
         folders = await asyncio.to_thread(lambda: sorted(folder.iterdir()))
-        strays = [entry for entry in folders if entry.name not in known]
-        await asyncio.gather(*(end_stray(self._launcher, stray) for stray in strays))
+        ending = {
+            entry: asyncio.ensure_future(end_stray(self._launcher, entry))
+            for entry in folders
+            if entry.name not in known
+        }
+        if ending:
+            await asyncio.wait(ending.values(), timeout=SWEEP_S)
+        slow = {entry: task for entry, task in ending.items() if not task.done()}
+        uids = set[int]()
+        if slow and self._host_uids is not None:
+            for entry in slow:
+                uids |= await asyncio.to_thread(uids_of_stray, entry)
+            uids = {uid for uid in uids if self._host_uids.claim(uid)}
+        self._sweeping = asyncio.ensure_future(self._swept(list(ending.values()), uids))
+        if not slow:
+            await self._sweeping
+
+    async def _swept(self, ending: Sequence[asyncio.Task[bool]], uids: Collection[int]) -> None:
+        for result in await asyncio.gather(*ending, return_exceptions=True):
+            if isinstance(result, BaseException):
+                log.error("node.stray", reason=str(result))
+        for uid in uids:
+            if self._host_uids is not None:
+                self._host_uids.release(uid)
         await asyncio.to_thread(self._places.sweep)
+
+    async def end_sweep(self, *, at_once: bool) -> None:
+        """Let a sweep come to its end; at once: leave to the next start what is not ended yet."""
+        if self._sweeping is not None:
+            if at_once:
+                self._sweeping.cancel()
+            await asyncio.wait((self._sweeping,))
 
     async def let_go(self, box: Box) -> None:
         """Leave a box as it is, for the next server."""

@@ -37,10 +37,15 @@ class HostUids:
         self._used.add(uid)
         return uid
 
-    def claim(self, uid: int) -> None:
-        """Mark the uid of an adopted sandbox as taken; one outside the range is no concern."""
+    def claim(self, uid: int) -> bool:
+        """Mark the uid of an earlier server's sandbox as taken; False if it was already.
+
+        One outside the range is no concern.
+        """
+        is_new = uid not in self._used
         if self._first <= uid < self._first + self._count:
             self._used.add(uid)
+        return is_new
 
     def release(self, uid: int) -> None:
         """Give a uid back; its sandbox must have ended."""

@@ -274,13 +274,17 @@ async def _local_node(
     folder = config.state.folder / "sessions"
     folder.mkdir(mode=0o700, exist_ok=True)
     is_root = os.geteuid() == 0
-    trial_uid = config.sandbox.host_uid_first if is_root else None
-    if (why := await why_uncapped(launcher, folder / "trial", trial_uid)) is not None:
+    # A uid that no session ever has, and a folder of its own: a sandbox that lives on since an
+    # earlier start is neither met by trials nor, if it was such a trial, forgotten by the sweep.
+    last_uid = config.sandbox.host_uid_first + config.sandbox.host_uid_count - 1
+    trial_uid = last_uid if is_root else None
+    trial = folder / f"trial-{secrets.token_hex(4)}"
+    if (why := await why_uncapped(launcher, trial, trial_uid)) is not None:
         log.warning("inodes.uncapped", reason=why)
     folders = await try_mounting(
         launcher,
         config.state.folder.resolve() / "folders",
-        folder / "trial",
+        trial,
         owner=config.vfolders.host_uid if is_root else None,
         host_uid=trial_uid,
     )
@@ -290,7 +294,7 @@ async def _local_node(
     boxes = Boxes(
         launcher,
         Places(groups, _walls(config, has_filter=seccomp is not None), caps_inodes=why is None),
-        host_uids=HostUids(sandbox.host_uid_first, sandbox.host_uid_count) if is_root else None,
+        host_uids=HostUids(sandbox.host_uid_first, sandbox.host_uid_count - 1) if is_root else None,
         shares_network=sandbox.network == "host",
         folders=folders,
     )

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 from unittest import mock
 
+import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from retort.api.app import Api, ApiServer
 from retort.api.call import BodyLimits, Call
@@ -18,7 +20,7 @@ from retort.api.call import BodyLimits, Call
 async def serving(handler: Any) -> AsyncIterator[int]:
     """Serve a handler in the place of GET /; give the port."""
     routes = mock.MagicMock()
-    routes.about.root = handler
+    routes.about.root = routes.files.output_file = handler
     api = Api(routes, mock.MagicMock(), mock.MagicMock(), limits=BodyLimits())
     runner = web.ServerRunner(ApiServer(api.handle, access_log=None, header_s=30.0))
     await runner.setup()
@@ -29,9 +31,9 @@ async def serving(handler: Any) -> AsyncIterator[int]:
         await runner.cleanup()
 
 
-async def told(port: int) -> bytes:
+async def told(port: int, target: str = "/") -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     data = b""
     with contextlib.suppress(ConnectionError):
         while chunk := await reader.read(65_536):
@@ -64,3 +66,15 @@ async def test_a_bug_is_a_problem_with_an_id_and_without_its_text() -> None:
     assert b"internal-server-error" in data
     assert b"error id" in data
     assert b"secret" not in data
+
+
+@pytest.mark.parametrize("target", ["/output/6f1c/hush/file.png", "/?a=b&token=hush&c=d"])
+async def test_a_token_in_a_target_is_not_logged(target: str) -> None:
+    async def handler(call: Call) -> web.StreamResponse:
+        raise ZeroDivisionError
+
+    with capture_logs() as logs:
+        async with serving(handler) as port:
+            assert (await told(port, target)).startswith(b"HTTP/1.1 500 ")
+    assert logs[-1]["event"] == "request.failed"
+    assert logs[-1]["target"] == target.replace("hush", "...")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from retort.core.image import Catalogue, Image, ImageKind, ImageRef
@@ -14,7 +17,7 @@ from retort.core.limits import Limits
 from retort.core.run import Mode, RunRequest
 from retort.core.session import Session, SessionStatus
 from retort.errors import ImageNotFound, SandboxFault, SessionNotFound
-from retort.node import boxes
+from retort.node import adopt, boxes
 from retort.node.agent import LocalNode
 from retort.node.boxes import Boxes
 from retort.node.files import FileLimits
@@ -129,6 +132,36 @@ async def test_a_session_that_is_not_held_is_not_found(node: LocalNode) -> None:
     for call in calls:
         with pytest.raises(SessionNotFound):
             await call
+
+
+async def test_what_ends_slowly_holds_up_no_start_and_keeps_its_uid(
+    node: LocalNode, launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node has one uid, and a sandbox of an earlier server, which is ending, has it."""
+    stray = tmp_path / "stray"
+    stray.mkdir()
+    record = adopt.SandboxRecord(1, 1, 5000, "of another run of the host", "stray")
+    (stray / adopt.IDENTITY).write_bytes(msgspec.json.encode(record))
+    ended = asyncio.Event()
+
+    async def end_slowly(_: object, folder: Path) -> bool:
+        await ended.wait()
+        shutil.rmtree(folder)
+        return True
+
+    monkeypatch.setattr(boxes, "end_stray", end_slowly)
+    monkeypatch.setattr(boxes, "SWEEP_S", 0.01)
+    monkeypatch.setattr(boxes, "CONNECT_S", 0.05)
+    async with asyncio.timeout(5):
+        await node.sweep()
+    with pytest.raises(SandboxFault, match="all 1 host uids are taken"):
+        await node.create(session())
+    ended.set()
+    await asyncio.wait((node._boxes._sweeping,))
+    with pytest.raises(SandboxFault, match="init"):  # it got the uid, and there is no init
+        await node.create(session())
+    assert launcher.killed
+    await node.close()
 
 
 async def test_a_node_without_sessions_closes(node: LocalNode) -> None:
