@@ -1,8 +1,9 @@
 """`python -m bench.hostile`: a thousand hostile programs, each verdict checked, nothing left.
 
 The programs are drawn with a printed seed and run 8 at a time over HTTP against a real server, each
-in a session of its own. Exit code 1: a wrong verdict, or something of a program is left. 2: this
-host lacks a wall, and nothing was run.
+in a session of its own, most of them in sandboxes made ahead. Of these the same number waits before
+and after. Exit code 1: a wrong verdict, or something of a program is left. 2: this host lacks a
+wall, and nothing was run.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bench.http import Connection, multipart
-from bench.leftovers import Held, held, settled
+from bench.leftovers import SETTLE_S, Held, held, settled
 from bench.programs import KINDS, Program
 from bench.server import Bench, running
 
+AHEAD = 8  # sandboxes that wait; a fixed number, or what waits would look like something left
 SETTINGS = {
-    "RETORT_POOL_SIZE": "0",  # what the pool holds would look like something left
+    "RETORT_POOL_SIZE": str(AHEAD),
+    "RETORT_POOL_READY": str(AHEAD),
+    "RETORT_SANDBOX_MEMORY_BYTES": "128m",  # what most programs get: they take what is made ahead
     "RETORT_SANDBOX_SCRATCH_BYTES": "67108864",
     "RETORT_SANDBOX_TMP_BYTES": "16777216",
     "RETORT_SANDBOX_SHM_BYTES": "16777216",
@@ -41,13 +45,19 @@ UID_COUNT = 65_536
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one program; `problem` is "" when all was as it must be."""
+    """What became of one program.
+
+    Attributes:
+        problem: "" when all was as it must be.
+        was_ahead: it ran in a sandbox that had been made before anybody asked.
+    """
 
     kind: str
     outcome: str
     problem: str
     seconds: float
     session: str
+    was_ahead: bool = False
 
 
 def main() -> int:
@@ -76,7 +86,7 @@ def main() -> int:
         if lacking := warm_up(bench, options.at_once):
             print(f"this host has no wall for {lacking}: some programs would hit it")
             return 2
-        before, _ = settled(bench, uids, (), held(bench, uids, ()))
+        before = all_wait(bench, uids)
         began_at = time.monotonic()
         results = _all(bench, orders, options.at_once)
         took_s = time.monotonic() - began_at
@@ -96,6 +106,19 @@ def warm_up(bench: Bench, count: int) -> str:
         walls = answer["walls"]
         bench.destroy(name)
     return ", ".join(name for name, means in walls.items() if means in ("none", "rlimit"))
+
+
+def all_wait(bench: Bench, uids: range) -> Held:
+    """Wait until all sandboxes that are made ahead stand ready; gives what is held then."""
+    until = time.monotonic() + SETTLE_S
+    while True:
+        before = held(bench, uids, ())
+        time.sleep(1)
+        now = held(bench, uids, ())
+        # Ready is what no longer changes: none is being made, and none of the warm-up ends.
+        same = (now.processes, now.descriptors) == (before.processes, before.descriptors)
+        if (same and now.files == AHEAD) or time.monotonic() > until:
+            return now
 
 
 def _all(
@@ -136,6 +159,7 @@ def _checked(bench: Bench, http: Connection, kind: str, program: Program) -> Res
     made = http.json(
         "POST", "/session", {"name": name, "image": program.image, "config": config}
     )  # fmt: skip
+    was_ahead = bench.was_ahead(made["sessionId"])
     began_at = time.monotonic()
     try:
         if program.files:
@@ -150,7 +174,7 @@ def _checked(bench: Bench, http: Connection, kind: str, program: Program) -> Res
     finally:
         http.json("DELETE", f"/session/{name}")
     outcome = "destroyed" if answer is None else str(answer.get("outcome"))
-    return Result(kind, outcome, problem, took_s, made["sessionId"])
+    return Result(kind, outcome, problem, took_s, made["sessionId"], was_ahead)
 
 
 def run(http: Connection, name: str, program: Program) -> dict[str, Any] | None:
@@ -225,7 +249,11 @@ def _verdict(results: list[Result], before: Held, after: Held, left: str, took_s
     for name, value in dataclasses.asdict(after).items():
         unit, by = (" MiB", 20) if name.endswith("bytes") else ("", 0)
         print(f"{name:14} {getattr(before, name) >> by}{unit} before, {value >> by}{unit} after")
-    print(f"{len(results)} programs in {took_s:.0f} s: {wrong} wrong, left: {left or 'nothing'}")
+    ahead = sum(result.was_ahead for result in results)
+    print(
+        f"{len(results)} programs in {took_s:.0f} s, {ahead} of them in sandboxes made ahead:"
+        f" {wrong} wrong, left: {left or 'nothing'}"
+    )
     return 1 if wrong or left else 0
 
 

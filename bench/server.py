@@ -55,6 +55,12 @@ class Bench:
         code: int = result["exitCode"]
         return code
 
+    def was_ahead(self, session_id: str) -> bool:
+        """Tell whether a session got a sandbox that was made before anybody asked for it."""
+        # Its group keeps the name that it had while it waited.
+        written = Path(self.state, "sessions", session_id, "sandbox.json").read_text()
+        return str(json.loads(written)["group"]).startswith("pool-")
+
     def destroy(self, name: str) -> None:
         """End a session."""
         self.http.json("DELETE", f"/session/{name}")

@@ -1,7 +1,8 @@
 """`python -m bench.stability`: programs just under and just over each limit, beside other load.
 
 A verdict must not depend on what else the host does: the program under a limit must succeed, the
-one over it must get the verdict of that limit, every time. Exit code 1: one did not.
+one over it must get the verdict of that limit, every time. Exit code 1: one did not. Sandboxes are
+made ahead by demand, as they are by default.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def main() -> int:
         f" {options.load} spinning processes beside",
         flush=True,
     )
-    print(f"{'limit':10} {'':5} {'runs':>5} {'wrong':>5} {'mean':>8}  verdicts")
+    print(f"{'limit':10} {'':5} {'runs':>5} {'wrong':>5} {'ahead':>5} {'mean':>8}  verdicts")
     wrong = 0
     with load(options.load), running(**SETTINGS) as bench:
         for pair in PAIRS:
@@ -181,24 +182,28 @@ def load(count: int) -> Iterator[None]:
 def _repeated(bench: Bench, side: str, program: Program, count: int, at_once: int) -> int:
     """Run a program again and again, in a session of its own each time; gives the wrong ones."""
     counts: collections.Counter[str] = collections.Counter()
-    wrong = 0
+    wrong = ahead = 0
     began_at = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-        for told in pool.map(lambda _: _told(bench, program), range(count)):
+        for told, was_ahead in pool.map(lambda _: _told(bench, program), range(count)):
+            ahead += was_ahead
             words = (told.outcome, told.exit_code, told.limit and f"limit {told.limit}")
             counts[" ".join(str(word) for word in words if word is not None)] += 1
             wrong += told not in program.expected
     mean_ms = (time.monotonic() - began_at) / count * at_once * 1000
     verdicts = "; ".join(f"{told} x {number}" for told, number in counts.most_common())
-    print(f"{'':10} {side:5} {count:5} {wrong:5} {mean_ms:6.0f}ms  {verdicts}", flush=True)
+    columns = f"{'':10} {side:5} {count:5} {wrong:5} {ahead:5} {mean_ms:6.0f}ms"
+    print(f"{columns}  {verdicts}", flush=True)
     return wrong
 
 
-def _told(bench: Bench, program: Program) -> Verdict:
+def _told(bench: Bench, program: Program) -> tuple[Verdict, bool]:
+    """Run it in a new session; gives what was told, and whether its sandbox was made ahead."""
     http = Connection(bench.url, bench.token)
     config = {"resources": {"cpu": 1, "mem": program.memory}}
     name = f"stable-{uuid.uuid4().hex[:12]}"
-    http.json("POST", "/session", {"name": name, "image": program.image, "config": config})
+    made = http.json("POST", "/session", {"name": name, "image": program.image, "config": config})
+    was_ahead = bench.was_ahead(made["sessionId"])
     try:
         if program.files:
             body, kind = multipart(dict(program.files))
@@ -209,7 +214,8 @@ def _told(bench: Bench, program: Program) -> Verdict:
         http.json("DELETE", f"/session/{name}")
         http.close()
     assert answer is not None
-    return Verdict(answer["outcome"], answer["exitCode"], answer["limit"], None, answer["status"])
+    told = Verdict(answer["outcome"], answer["exitCode"], answer["limit"], None, answer["status"])
+    return told, was_ahead
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ class Box:
 
     Attributes:
         walls: what this host enforces, as the first run told.
+        was_ahead: its sandbox was made before the session was asked for.
         may_die: the attack may end the session, so that only a new one must work afterwards.
     """
 
@@ -71,6 +72,7 @@ class Box:
     name: str
     walls: dict[str, str] = dataclasses.field(default_factory=dict)
     may_die: bool = False
+    was_ahead: bool = False
 
     async def sh(self, command: str, **options: Any) -> Ended:
         """Run a bash text as exec."""

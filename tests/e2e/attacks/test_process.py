@@ -176,6 +176,14 @@ STUBBORN = {
 }
 
 
+def ignores_term(pid: int) -> bool:
+    """Whether a process ignores or blocks SIGTERM, or is stopped and so does not hear of it."""
+    lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
+    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    masks = int(status["SigIgn"], 16) | int(status["SigBlk"], 16)
+    return status["State"].startswith("T") or bool(masks >> (signal.SIGTERM - 1) & 1)
+
+
 @pytest.mark.parametrize("way", STUBBORN)
 async def test_whoever_does_not_want_to_end_is_killed_at_the_wall_limit(box: Box, way: str) -> None:
     code = STUBBORN[way] + "time.sleep(1000)\n"
@@ -184,7 +192,9 @@ async def test_whoever_does_not_want_to_end_is_killed_at_the_wall_limit(box: Box
             ["/usr/bin/python3", "-IS", "-c", f"import os, signal, time\n{code}"],
             start_new_session=True,
         )
-        time.sleep(0.3)
+        while not ignores_term(control.pid):
+            assert control.poll() is None
+            time.sleep(0.01)
         control.terminate()
         with pytest.raises(subprocess.TimeoutExpired):
             control.wait(0.2)
