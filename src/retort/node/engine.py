@@ -45,7 +45,7 @@ from retort.node.build_steps import BuildSteps
 from retort.node.input_watch import InputWatch
 from retort.node.journal import Journal, Unkept
 from retort.node.live_run import LiveRun
-from retort.node.output_files import changed_since
+from retort.node.output_files import OUTPUT_DIR, changed_since
 from retort.node.places import Place
 from retort.node.records import (
     BackgroundEnded,
@@ -487,11 +487,12 @@ class RunEngine:
         if following.stage is Stage.ENDED:
             if run.deadline is not None:
                 run.deadline.cancel()  # it ended in time; only our reading of files follows
-            run.decided = result
-            self._later(self._end_run(run, number, result))
-        else:
-            self._advance(run, StepEnded(result), number=number)
-            self._later(self._tidy(number))
+            if not self._place.lacks(OUTPUT_DIR):
+                run.decided = result
+                self._later(self._end_run(run, number, result))
+                return
+        self._advance(run, StepEnded(result), number=number)
+        self._later(self._tidy(number))
 
     async def _end_run(self, run: LiveRun, number: int, result: StepResult) -> None:
         """Report the end of a run with the files it made, then get ready for the next step."""
@@ -502,13 +503,18 @@ class RunEngine:
     async def _tidy(self, number: int) -> None:
         """Let init forget a step, and have the next standby made while nobody waits."""
         self._book.journal.flush()  # before init forgets: one of the two must know the end
-        try:
-            if number:
-                await self._client.release(number)
-            if self._step is None:
-                os.close((await self._client.prepare()).pidfd)
-        except (SandboxFault, OSError) as exc:
+        try:  # both at once: init is woken once for them
+            released = self._client.release(number) if number else None
+            prepared = self._client.prepare() if self._step is None else None
+        except SandboxFault as exc:
             log.debug("step.untidy", reason=str(exc))
+            return
+        for asked in (prepared, released):
+            try:
+                if asked is not None and (standby := await asked) is not None:
+                    os.close(standby.pidfd)
+            except (SandboxFault, OSError) as exc:
+                log.debug("step.untidy", reason=str(exc))
 
     def _kill(self, number: int, signum: int, scope: Scope) -> None:
         with contextlib.suppress(SandboxFault):  # the whole sandbox is gone

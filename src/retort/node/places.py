@@ -55,6 +55,21 @@ class Place:
         except OSError:
             return False
 
+    def lacks(self, name: bytes) -> bool:
+        """Whether /home/work has nothing of a name: a look without init's help.
+
+        One name, never followed, and nothing is opened: no path is resolved (DESIGN 5).
+        """
+        if self.scratch < 0:
+            return False
+        try:
+            os.stat(name, dir_fd=self.scratch, follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return False
+
 
 class Places:
     """Makes and clears places.

@@ -131,20 +131,19 @@ class InitClient(Channel):
 
     # --- steps ---------------------------------------------------------------------------------
 
-    async def prepare(self, cgroup_fd: int | None = None) -> Standby:
-        """Have a child ready for the next step.
+    def prepare(self, cgroup_fd: int | None = None) -> asyncio.Future[Standby]:
+        """Have a child ready for the next step; the request is sent before this returns.
 
         An existing child is answered again; with a cgroup it is replaced.
 
         Args:
             cgroup_fd: a cgroup v2 folder that the child is born in.
 
-        Raises:
-            OSError: the child could not be made, or (EBUSY) a step is still ending.
+        Returns:
+            A future of the child, or OSError: it could not be made, or (EBUSY) a step is ending.
         """
         fds = () if cgroup_fd is None else (cgroup_fd,)
-        standby: Standby = await self._request(Type.PREPARE, 0, 0, fds=fds)
-        return standby
+        return self._request(Type.PREPARE, 0, 0, fds=fds)
 
     def exec(  # the protocol's word
         self, step: ExecStep, on_exit: Callable[[StepExit], None]
@@ -218,15 +217,17 @@ class InitClient(Channel):
                 self._exits[record.number] = record.exit
         return records
 
-    async def release(self, number: int) -> None:
-        """Drop an ended step's record and held descriptors.
+    def release(self, number: int) -> asyncio.Future[None]:
+        """Drop an ended step's record and held descriptors; sent before this returns.
 
-        Raises:
-            FileNotFoundError: no step has this number.
-            OSError: EBUSY, it has not ended.
+        Returns:
+            A future of None, or FileNotFoundError: no step has this number, or OSError: EBUSY, it
+            has not ended.
         """
-        await self._request(Type.RELEASE, number, subject=number)
         self._exits.pop(number, None)
+        future = self._request(Type.RELEASE, number, subject=number)
+        future.add_done_callback(_retrieve)
+        return future
 
     async def drop(self, number: int, *indexes: int) -> None:
         """Close held descriptors of a step by their index in ``ExecStep.held``.
@@ -414,7 +415,7 @@ class InitClient(Channel):
 
     def _receive_prepared(self, id_: int, length: int, fds: list[int]) -> None:
         _, _, pid, _ = self._unpack(protocol.PREPARED, length)
-        self._give(Type.PREPARED, id_, fds, lambda fd: Standby(pid, fd, _host_pid(fd)))
+        self._give(Type.PREPARED, id_, fds, lambda fd: Standby(pid, fd))
 
     def _receive_welcome(self, id_: int, length: int, fds: list[int]) -> None:
         _, _, version, running, unreleased, features = self._unpack(protocol.WELCOME, length)
@@ -479,12 +480,3 @@ def _retrieve(future: asyncio.Future[Any]) -> None:
     """Mark an error as seen, so that asyncio does not log it for a caller who does not care."""
     if not future.cancelled():
         future.exception()
-
-
-def _host_pid(pidfd: int) -> int:
-    """Return the pid in our namespace, or -1 for a process that is dead (pidfd_open(2), fdinfo)."""
-    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as info:  # noqa: PTH123  procfs, hot path
-        for line in info:
-            if line.startswith(b"Pid:"):
-                return int(line[4:])
-    raise Nonsense("a descriptor that is no pidfd")

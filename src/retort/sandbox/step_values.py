@@ -21,14 +21,23 @@ class StepNotStarted(SandboxFault):
 
 @dataclass(frozen=True, slots=True)
 class Standby:
-    """The child that waits for the next step; its pidfd belongs to the receiver.
-
-    ``host_pid`` is what to write into a cgroup's ``cgroup.procs``.
-    """
+    """The child that waits for the next step; its pidfd belongs to the receiver."""
 
     pid_inside: int
     pidfd: int
-    host_pid: int
+
+    @property
+    def host_pid(self) -> int:
+        """What to write into a cgroup's ``cgroup.procs``; -1: it is dead (pidfd_open(2)).
+
+        Raises:
+            ValueError: the descriptor is no pidfd.
+        """
+        with open(f"/proc/self/fdinfo/{self.pidfd}", "rb") as info:  # noqa: PTH123  procfs
+            for line in info:
+                if line.startswith(b"Pid:"):
+                    return int(line[4:])
+        raise ValueError("a descriptor that is no pidfd")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,9 @@ def kill_and_wait(standby: Standby) -> None:
 
 async def test_step_runs_in_the_prepared_child(box: Box, client: InitClient) -> None:
     standby = await client.prepare()
+    host_pid = standby.host_pid
     os.close(standby.pidfd)
-    assert Path(f"/proc/{standby.host_pid}/comm").read_text() in ("retort-init\n", "init\n")
+    assert Path(f"/proc/{host_pid}/comm").read_text() in ("retort-init\n", "init\n")
     ran = await box.sh(client, "echo $$", standby=standby.pid_inside)
     assert ran.started.pid_inside == standby.pid_inside
     assert ran.text == f"{standby.pid_inside}\n"
@@ -46,10 +47,11 @@ async def test_standby_keeps_no_descriptor_of_init(box: Box, client: InitClient)
     with await box.start(client, "/bin/sleep", "60", held=(kept, kept, kept)) as running:
         os.close(kept)
         standby = await client.prepare()
+        host_pid = standby.host_pid
         os.close(standby.pidfd)
         # It closes them as the first thing that it does, maybe just after we were answered.
         async with asyncio.timeout(DEADLINE_S):
-            while open_descriptors(standby.host_pid) != 4:
+            while open_descriptors(host_pid) != 4:
                 await asyncio.sleep(0.001)
         await client.kill(running.number, signal.SIGKILL)
         await running.ended()

@@ -91,11 +91,16 @@ class ScriptedInit:
         done.set_exception(ProcessLookupError())
         return done
 
-    async def release(self, number: int) -> None:
+    def release(self, number: int) -> asyncio.Future[None]:
         self.released.append(number)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
 
-    async def prepare(self) -> Any:
-        raise OSError(errno.EBUSY, "no standby in this script")
+    def prepare(self) -> asyncio.Future[Any]:
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done.set_exception(OSError(errno.EBUSY, "no standby in this script"))
+        return done
 
     async def is_waiting(self, number: int) -> bool:
         return self.is_reading
