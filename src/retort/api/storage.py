@@ -16,6 +16,8 @@ from retort.errors import BadHttp, BodyTooSlow
 from retort.services.vfolder_files import VFolderFiles
 from retort.wire import vfolders as wire
 
+_READ = 1024 * 1024  # bytes that may wait here: fewer, larger pieces are much less work
+
 
 class StorageRoutes:
     """Handlers that need no key, because a token says everything."""
@@ -68,6 +70,7 @@ def _token(call: Call) -> str:
 async def _chunks(call: Call) -> AsyncIterator[bytes]:
     """Give the body as it comes, unless that is too slow."""
     content, limits = call.request.content, call.limits
+    content.set_read_chunk_size(_READ)
     loop = asyncio.get_running_loop()
     began_at, size = loop.time(), 0
     try:

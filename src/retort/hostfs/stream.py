@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import os
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
@@ -46,6 +49,25 @@ class Stream:
     async def _close(self) -> None:
         async with self._lock:
             self._source.close()
+
+
+@contextlib.asynccontextmanager
+async def freed_in_thread(name: bytes, at: int) -> AsyncIterator[None]:
+    """Hold what has a name in a folder while the block removes or replaces it; then let it go.
+
+    The kernel frees a large file with its last reference, which takes a second for some gigabytes:
+    that is to happen in a thread, not in the event loop.
+    """
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, dir_fd=at)
+    except OSError:
+        fd = -1  # the block will see why
+    try:
+        yield
+    finally:
+        if fd >= 0:
+            await in_thread(functools.partial(os.close, fd))
 
 
 async def in_thread(work: Callable[[], T], stop: Callable[[], None] | None = None) -> T:

@@ -9,6 +9,7 @@ that, so that whoever asks later can tell a finished upload from one that never 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import stat
@@ -24,12 +25,15 @@ from retort.hostfs.beneath import (
 )
 from retort.hostfs.emptying import is_gone_name, remove_tree
 from retort.hostfs.folders import FolderTree, renameat2
-from retort.hostfs.stream import in_thread
+from retort.hostfs.stream import freed_in_thread, in_thread
 
 _RESOLVE = RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS
 _MODE = 0o644
 _FOLDER_MODE = 0o755
 _WRITE_BYTES = 1024 * 1024  # collected before a thread writes them
+_FLUSH_BYTES = 8 * 1024 * 1024
+
+_libc = ctypes.CDLL(None)
 
 
 class Upload:
@@ -117,8 +121,9 @@ class Upload:
         flags = os.O_PATH | os.O_DIRECTORY
         parent = await self._tree.open(bytes(above[-1]) if above else b".", flags, 0, _RESOLVE)
         try:
-            self._mark()
-            renameat2(self._uploads, self._name.encode(), parent, self._path.name, 0)
+            async with freed_in_thread(self._path.name, parent):
+                self._mark()
+                renameat2(self._uploads, self._name.encode(), parent, self._path.name, 0)
         finally:
             os.close(parent)
 
@@ -186,12 +191,22 @@ async def _write_in_thread(fd: int, path: BeneathPath, offset: int, pieces: list
 
 
 def _write(fd: int, offset: int, pieces: list[bytes]) -> int:
+    began = offset // _FLUSH_BYTES
     for piece in pieces:
         rest = memoryview(piece)
         while rest:
             count = os.pwrite(fd, rest, offset)
             offset += count
             rest = rest[count:]
+    if (now := offset // _FLUSH_BYTES) != began:
+        # Begins to write to the disk what is in memory, so that less is left for the sync that the
+        # last answer waits for. What does not work here costs only that.
+        _libc.sync_file_range(
+            fd,
+            ctypes.c_int64(began * _FLUSH_BYTES),
+            ctypes.c_int64((now - began) * _FLUSH_BYTES),
+            2,
+        )
     return offset
 
 
