@@ -43,7 +43,7 @@ hostile: setup    ## run a thousand hostile programs, check verdicts and leftove
 stability: setup    ## run programs just under and over each limit beside other load
 	.venv/bin/python -m bench.stability $(B)
 
-chaos: setup    ## kill the server three hundred times beneath mixed clients; nothing may be lost
+chaos: setup    ## kill the server five hundred times beneath mixed clients; nothing may be lost
 	.venv/bin/python -m bench.chaos $(B)
 
 soak: setup    ## run mixed clients for ten minutes; nothing may grow

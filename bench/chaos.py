@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 from bench.chaos_client import Client, Shared
+from bench.chaos_folders import FolderClient
 from bench.chaos_programs import KINDS
 from bench.leftovers import Held, held, settled
 from bench.server import Server
@@ -55,8 +56,9 @@ class DoesNotStart(Exception):
 def main() -> int:
     """Run; exit 0 when every promise was kept and nothing is left."""
     parser = argparse.ArgumentParser(prog="python -m bench.chaos", description=__doc__)
-    parser.add_argument("--kills", type=int, default=300, help="deaths of the server [300]")
+    parser.add_argument("--kills", type=int, default=520, help="deaths of the server [520]")
     parser.add_argument("--clients", type=int, default=8, help="at the same time [8]")
+    parser.add_argument("--folders", type=int, default=4, help="clients of virtual folders [4]")
     parser.add_argument("--seed", type=int, default=None, help="draws the same again")
     parser.add_argument("--only", action="append", metavar="KIND", help=f"of {', '.join(KINDS)}")
     parser.add_argument(
@@ -69,10 +71,11 @@ def main() -> int:
     places = options.at or [*(point.value for point in Point), RANDOM]
     print(
         f"host: {platform.release()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f};"
-        f" {options.kills} deaths at {len(places)} places, {options.clients} clients, seed {seed}",
+        f" {options.kills} deaths at {len(places)} places, {options.clients} clients"
+        f" and {options.folders} of folders, seed {seed}",
         flush=True,
     )
-    chaos = Chaos(seed, options.clients, options.only or list(KINDS), options.log)
+    chaos = Chaos(seed, options.clients, options.folders, options.only or list(KINDS), options.log)
     return chaos.run(deaths(random.Random(seed), options.kills, places))
 
 
@@ -91,12 +94,15 @@ def deaths(rng: random.Random, count: int, places: list[str]) -> collections.deq
 class Chaos:
     """One run of this bench."""
 
-    def __init__(self, seed: int, clients: int, kinds: list[str], log: str) -> None:
+    def __init__(
+        self, seed: int, clients: int, folder_clients: int, kinds: list[str], log: str
+    ) -> None:
         # Not by the seed: whoever runs the same at the same time must not look like a leftover.
         first_uid = 1_000_000_000 + random.SystemRandom().randrange(10_000) * UID_COUNT
         self._uids = range(first_uid, first_uid + UID_COUNT)
         self._seed = seed
         self._client_count = clients
+        self._folder_client_count = folder_clients
         self._kinds = kinds
         self._log = log
         self._kills: collections.Counter[str] = collections.Counter()
@@ -138,16 +144,20 @@ class Chaos:
             server.stop()
         return self._told(shared, before, after, left)
 
-    def _clients(self, shared: Shared) -> list[Client]:
-        clients = [
+    def _clients(self, shared: Shared) -> list[Client | FolderClient]:
+        clients: list[Client | FolderClient] = [
             Client(shared, f"{self._seed}:{number}", uses_tokens=number % 2 == 0, kinds=self._kinds)
             for number in range(self._client_count)
+        ]
+        clients += [
+            FolderClient(shared, f"{self._seed}:f{number}", uses_tokens=number % 2 == 0)
+            for number in range(self._folder_client_count)
         ]
         for client in clients:
             client.start()
         return clients
 
-    def _are_late(self, clients: list[Client]) -> bool:
+    def _are_late(self, clients: list[Client | FolderClient]) -> bool:
         until = time.monotonic() + END_S
         for client in clients:
             client.join(max(0.0, until - time.monotonic()))
@@ -169,7 +179,8 @@ class Chaos:
         """Start the server again; gives the death that is before it."""
         shared.life += 1
         if (count := sum(self._kills.values())) % 20 == 0:
-            print(f"{count} deaths, {len(shared.wrongs)} promises broken", flush=True)
+            last = f", last: {shared.wrongs[-1]}" if shared.wrongs else ""
+            print(f"{count} deaths, {len(shared.wrongs)} promises broken{last}", flush=True)
         for _ in range(START_TRIES):
             more = {"CHAOS_POINT": death.place, "CHAOS_AFTER": str(death.after)}
             began_at = time.monotonic()

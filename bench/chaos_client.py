@@ -75,9 +75,11 @@ class Patient:
         kind: str = "application/json",
         *,
         has_token: bool = False,
+        headers: str = "",
     ) -> tuple[int, bytes, int]:
         """Give status, body and how many times it was sent."""
-        headers = f"X-BackendAI-Client-Token: {uuid.uuid4().hex}\r\n" if has_token else ""
+        if has_token:
+            headers += f"X-BackendAI-Client-Token: {uuid.uuid4().hex}\r\n"
         until = time.monotonic() + PATIENCE_S
         tries = 0
         while time.monotonic() < until:

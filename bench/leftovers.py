@@ -28,6 +28,7 @@ class Held:
         descriptors: of the server.
         threads: of the server.
         files: in the state folder's sessions.
+        folders: virtual ones on the disk, half-made and half-deleted ones among them.
         free_bytes: of the host's memory.
         server_bytes: resident memory of the server.
     """
@@ -38,6 +39,7 @@ class Held:
     descriptors: int
     threads: int
     files: int
+    folders: int
     free_bytes: int
     server_bytes: int
 
@@ -59,6 +61,7 @@ def held(bench: Bench, uids: range, names: Iterable[str], *, is_alone: bool = Tr
         len(list(Path(f"/proc/{bench.pid}/fd").iterdir())),
         int(status["Threads"]),
         len(list(Path(bench.state, "sessions").iterdir())),
+        _folders(Path(bench.state, "folders")),
         int(_fields("/proc/meminfo")["MemAvailable"].split()[0]) << 10 if is_alone else 0,
         int(status["VmRSS"].split()[0]) << 10,
     )
@@ -82,7 +85,7 @@ def leftovers(before: Held, now: Held) -> list[str]:
     """Name what there is more of than before."""
     found = [
         f"{getattr(now, name) - getattr(before, name)} {name}"
-        for name in ("processes", "mounts", "groups", "descriptors", "files")
+        for name in ("processes", "mounts", "groups", "descriptors", "files", "folders")
         if getattr(now, name) > getattr(before, name)
     ]
     if now.free_bytes < before.free_bytes - MEMORY_BYTES:
@@ -117,6 +120,12 @@ def _groups(bench: Bench, names: set[str]) -> int:
         for root, folders, _ in os.walk("/sys/fs/cgroup")
         for name in folders
     )
+
+
+def _folders(volume: Path) -> int:
+    places = ("making", "trash")
+    there = [entry for entry in os.listdir(volume) if entry not in places]  # noqa: PTH208
+    return len(there) + sum(len(list((volume / place).iterdir())) for place in places)
 
 
 def _fields(path: str) -> dict[str, str]:

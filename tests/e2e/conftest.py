@@ -53,7 +53,8 @@ class Server:
 def environment(**more: str) -> dict[str, str]:
     """The environment of a `retort` that runs from this tree."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RETORT_", "BACKEND_"))}
-    return kept | {"PYTHONPATH": str(ROOT / "src")} | more
+    paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return kept | {"PYTHONPATH": os.pathsep.join(paths)} | more
 
 
 def retort(*args: str) -> str:

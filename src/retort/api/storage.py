@@ -76,8 +76,9 @@ async def _chunks(call: Call) -> AsyncIterator[bytes]:
     try:
         while True:
             async with asyncio.timeout_at(began_at + limits.allowed_s(size)):
-                chunk = await content.readany()
-            if not chunk:
+                # Not `readany`: that would copy all pieces into one.
+                chunk, is_end_of_part = await content.readchunk()
+            if not chunk and not is_end_of_part:
                 return
             size += len(chunk)
             yield chunk

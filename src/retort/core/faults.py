@@ -25,6 +25,22 @@ class Point(enum.Enum):
     ANSWER_KEPT = "answer-kept"  #: its answer is kept for its token, and not written
     DESTROYING = "destroying"  #: a session is being ended, and lives
     DESTROYED = "destroyed"  #: it is being killed, and its record not written yet
+    FOLDER_MADE = "folder-made"  #: a virtual folder's directory is made, its record is not
+    FOLDER_RECORDED = "folder-recorded"  #: its record is written, the directory not in its place
+    CHUNK_WRITTEN = "chunk-written"  #: a part of a chunk is on the disk, the rest still comes
+    UPLOAD_WHOLE = "upload-whole"  #: an upload is complete, and not in its place
+    UPLOAD_PLACED = "upload-placed"  #: it is in its place, and nobody told
+    CLONING = "cloning"  #: a folder's files are being copied
+    CLONED = "cloned"  #: the copy's record says that it is ready, it is not in its place
+    FOLDER_RENAMED = "folder-renamed"  #: a folder has its new name, and nobody told
+    FOLDER_DISCARDED = "folder-discarded"  #: a folder is out of its place, its record still there
+    FOLDER_FORGOTTEN = "folder-forgotten"  #: its record is gone, all its files are there
+    EMPTYING = "emptying"  #: some of what is in a deleted folder or directory is removed
+    FILES_REMOVED = "files-removed"  #: a directory in a folder is out of sight, and all there
+
+
+#: Those in the lives of virtual folders.
+OF_FOLDERS = frozenset(list(Point)[list(Point).index(Point.FOLDER_MADE) :])
 
 
 def reached(point: Point) -> None:

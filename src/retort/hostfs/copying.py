@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
+from retort.core import faults
 from retort.errors import VFolderFull, VFolderOperation
 from retort.hostfs.listing import breathe
 
@@ -141,6 +142,7 @@ class Copy:
 
     def _count(self) -> None:
         self.entries += 1
+        faults.reached(faults.Point.CLONING)
         if self.max_inodes is not None and self.entries > self.max_inodes:
             raise VFolderFull
         if self.entries % _BREATH_ENTRIES == 0:

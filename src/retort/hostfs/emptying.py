@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 
+from retort.core import faults
 from retort.hostfs.listing import breathe
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -45,6 +46,7 @@ def remove_tree(at: int, name: bytes) -> bool:
     while todo:
         here = todo[-1]
         below = _empty(at, here)
+        faults.reached(faults.Point.EMPTYING)
         if below:
             todo += below
             continue

@@ -16,6 +16,7 @@ import stat
 import time
 from collections.abc import AsyncIterator, Iterator
 
+from retort.core import faults
 from retort.errors import FileTooLarge, OffsetMismatch, PathNotFound
 from retort.hostfs.beneath import (
     RESOLVE_NO_SYMLINKS,
@@ -31,6 +32,7 @@ _RESOLVE = RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS
 _MODE = 0o644
 _FOLDER_MODE = 0o755
 _WRITE_BYTES = 1024 * 1024  # collected before a thread writes them
+_VECTOR = 1024  # IOV_MAX
 _FLUSH_BYTES = 8 * 1024 * 1024
 
 _libc = ctypes.CDLL(None)
@@ -123,7 +125,9 @@ class Upload:
         try:
             async with freed_in_thread(self._path.name, parent):
                 self._mark()
+                faults.reached(faults.Point.UPLOAD_WHOLE)
                 renameat2(self._uploads, self._name.encode(), parent, self._path.name, 0)
+                faults.reached(faults.Point.UPLOAD_PLACED)
         finally:
             os.close(parent)
 
@@ -176,6 +180,7 @@ async def written(
             if held >= _WRITE_BYTES:
                 pieces, waiting, held = waiting, [], 0
                 offset = await _write_in_thread(fd, path, offset, pieces)
+                faults.reached(faults.Point.CHUNK_WRITTEN)
     finally:
         if waiting:
             offset = await _write_in_thread(fd, path, offset, waiting)
@@ -192,12 +197,14 @@ async def _write_in_thread(fd: int, path: BeneathPath, offset: int, pieces: list
 
 def _write(fd: int, offset: int, pieces: list[bytes]) -> int:
     began = offset // _FLUSH_BYTES
-    for piece in pieces:
-        rest = memoryview(piece)
-        while rest:
-            count = os.pwrite(fd, rest, offset)
-            offset += count
-            rest = rest[count:]
+    rest = [memoryview(piece) for piece in pieces]
+    while rest:
+        count = os.pwritev(fd, rest[:_VECTOR], offset)
+        offset += count
+        while rest and count >= len(rest[0]):
+            count -= len(rest.pop(0))
+        if count:
+            rest[0] = rest[0][count:]
     if (now := offset // _FLUSH_BYTES) != began:
         # Begins to write to the disk what is in memory, so that less is left for the sync that the
         # last answer waits for. What does not work here costs only that.

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from retort.core import faults
 from retort.core.files import Download, Listing, OpenFile
 from retort.core.vfolder import EnforcedBy, FolderUsage, Quota
 from retort.errors import (
@@ -404,6 +405,7 @@ class HostVFolders:
         with _closing(parent):
             allow(parent, where.name)  # its `..` changes, which needs the right to write into it
             renameat2(parent, where.name, uploads, gone, 0)
+        faults.reached(faults.Point.FILES_REMOVED)
         await self._long(functools.partial(remove_tree, uploads, gone))
 
     def _sweep(self) -> None:

@@ -14,6 +14,7 @@ import uuid
 
 import structlog
 
+from retort.core import faults
 from retort.core.keypair import KeyPair
 from retort.core.ports import Clock, VFolderDisk, VFolderStore
 from retort.core.vfolder import (
@@ -93,7 +94,9 @@ class VFolderService:
         async with self._making:
             await self._check_new(caller, folder)
             await self._disk.make(folder.id, folder.quota)
+            faults.reached(faults.Point.FOLDER_MADE)
             await self._record(folder)
+        faults.reached(faults.Point.FOLDER_RECORDED)
         await self._disk.publish(folder.id)
         log.info("vfolder.created", folder=folder.id.hex, owner=caller.access_key)
         return folder
@@ -198,6 +201,7 @@ class VFolderService:
         except BaseException:
             await asyncio.shield(self._forget(ready))
             raise
+        faults.reached(faults.Point.CLONED)
         await self._disk.publish(ready.id)
         log.info("vfolder.cloned", folder=ready.id.hex, source=source.id.hex)
 
@@ -256,6 +260,7 @@ class VFolderService:
             if any(o.folder.name == name and o.folder.id != folder.id for o in visible):
                 raise VFolderExists
             await self._store.update(folder)
+        faults.reached(faults.Point.FOLDER_RENAMED)
 
     async def update(
         self,
@@ -310,6 +315,7 @@ class VFolderService:
 
     async def _delete(self, folder: VFolder) -> None:
         await self._disk.discard(folder.id)
+        faults.reached(faults.Point.FOLDER_DISCARDED)
         try:
             await self._store.remove(folder.id)
         except VFolderNotFound:
@@ -317,6 +323,7 @@ class VFolderService:
         except RetortError:
             await self._disk.restore(folder.id)
             raise
+        faults.reached(faults.Point.FOLDER_FORGOTTEN)
         log.info("vfolder.deleted", folder=folder.id.hex)
         self._empty_soon()
 
