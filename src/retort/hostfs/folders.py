@@ -20,7 +20,6 @@ from retort.hostfs.beneath import (
     RESOLVE_NO_SYMLINKS,
     RESOLVE_NO_XDEV,
 )
-from retort.hostfs.stream import freed_in_thread
 
 _SYS_OPENAT2 = 437  # the same on every architecture
 _LINKS_MAX = 40  # MAXSYMLINKS of the host kernel
@@ -151,8 +150,7 @@ class FolderTree:
             if directory:
                 os.rmdir(name, dir_fd=parent)
             else:
-                async with freed_in_thread(name, parent):
-                    os.unlink(name, dir_fd=parent)
+                os.unlink(name, dir_fd=parent)
         finally:
             os.close(parent)
 

@@ -242,7 +242,7 @@ class HostVFolders:
                         if is_folder:
                             await self._remove(tree, where, uploads)
                         else:
-                            await tree.unlink(bytes(where), resolve=_RESOLVE)
+                            await self._unlink(tree, where)
 
     async def open_file(self, folder_id: uuid.UUID, path: str) -> OpenFile:
         """Open a regular file to be sent; the caller closes it.
@@ -395,6 +395,14 @@ class HostVFolders:
         if is_folder and not recursive:
             raise VFolderOperation(f"{_shown(where)}: it is a directory")
         return is_folder
+
+    async def _unlink(self, tree: FolderTree, where: BeneathPath) -> None:
+        """Remove a name; what had it is freed in a thread, which may take long."""
+        fd = await tree.open(bytes(where), os.O_PATH | os.O_NOFOLLOW, 0, _RESOLVE)
+        try:
+            await tree.unlink(bytes(where), resolve=_RESOLVE)
+        finally:
+            await in_thread(functools.partial(os.close, fd))
 
     async def _remove(self, tree: FolderTree, where: BeneathPath, uploads: int) -> None:
         """Take a directory out of sight by one rename, then remove it."""
