@@ -79,6 +79,8 @@ int run_as(int count, char **arguments)
 	}
 	if (!become((uid_t)uid))
 		return failed("uid");
+	if (chdir("/") < 0)
+		return failed("/");
 	execv(arguments[1], arguments + 1);
 	return failed(arguments[1]);
 }

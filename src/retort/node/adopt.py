@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -65,6 +66,7 @@ def remember(sandbox: Sandbox, group: str) -> None:
     fresh.rename(sandbox.folder / IDENTITY)
 
 
+@functools.cache
 def boot_id() -> str:
     """Name this run of the host."""
     return BOOT_ID.read_text("ascii").strip()

@@ -16,7 +16,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import NamedTuple
 
 from retort.errors import SandboxFault
 from retort.sandbox.rootfs import Base
+from retort.sandbox.spawn import Child, spawn
 from retort.sandbox.view import Handed, SandboxSpec, masks_of, system_mounts, view
 
 SOCKET_NAME = "init.sock"  #: below the sandbox's folder on the host
@@ -59,7 +59,7 @@ class Sandbox:
     socket_path: Path
     folder: Path
     host_uid: int | None
-    monitor: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    monitor: Child | None = field(default=None, repr=False)
 
     @property
     def pid(self) -> int:
@@ -76,7 +76,7 @@ class Sandbox:
 class _Spawned:
     """A sandbox on its way: bubblewrap and our ends of its pipes."""
 
-    monitor: subprocess.Popen[bytes]
+    monitor: Child
     info: int
     ready: int
     complaint: int
@@ -167,7 +167,7 @@ class Launcher:
         except asyncio.CancelledError:
             spawning.add_done_callback(_abandon)
             raise
-        except (OSError, subprocess.SubprocessError) as exc:
+        except OSError as exc:
             raise SandboxFault("launch", f"{self._bwrap}: {exc}") from exc
         try:
             async with asyncio.timeout(START_S):
@@ -191,7 +191,7 @@ class Launcher:
             Its exit code, and what it said on stderr.
 
         Raises:
-            OSError, subprocess.SubprocessError: it cannot be started, or the sandbox has ended.
+            OSError: it cannot be started, or the sandbox has ended.
         """
         loop = asyncio.get_running_loop()
         pidfd = os.dup(sandbox.pidfd)  # the sandbox may be killed, and its own closed, meanwhile
@@ -253,8 +253,8 @@ class Launcher:
         return Sandbox(identity, pidfd, folder / SOCKET_NAME, folder, host_uid)
 
     def _as_uid(self, uid: int | None) -> tuple[str, ...]:
-        # Not by Popen, which would have to fork a large server whole: vfork excludes setuid.
-        return (str(self._helper), "--as", str(uid)) if self._is_root else ()
+        # The helper also leaves the server's folder, which no sandbox shall keep busy.
+        return (str(self._helper), "--as", str(os.geteuid() if uid is None else uid))
 
     def _check(self, spec: SandboxSpec) -> None:
         if self._is_root and not spec.host_uid:
@@ -276,15 +276,13 @@ class Launcher:
             listener = theirs.enter_context(_listen(folder))
             info, ready, complaint = pipe(), pipe(), pipe()
             handed = Handed(listener.fileno(), ready[1], info[1], self._filter)
-            monitor = subprocess.Popen(
+            monitor = spawn(
                 self.command(spec, handed),
-                stdin=subprocess.DEVNULL,
                 stdout=complaint[1],
                 stderr=complaint[1],
-                cwd="/",
                 env=dict([os.fsdecode(mark_of(folder)).split("=", 1)]),
-                pass_fds=handed.fds,
-                start_new_session=True,
+                keep=handed.fds,
+                is_leader=True,
             )
             ours.pop_all()  # the caller's from here
             return _Spawned(monitor, info[0], ready[0], complaint[0])
@@ -320,35 +318,39 @@ class Launcher:
 class _Helper(NamedTuple):
     """A process of ours outside of any sandbox."""
 
-    process: subprocess.Popen[bytes]
+    process: Child
     ended: int  #: a pidfd of it
+    complaint: int  #: what it writes to stderr
 
     def said(self) -> str:
         """Give what it wrote to stderr, once it has ended."""
-        assert self.process.stderr is not None
-        return self.process.stderr.read(MESSAGE_BYTES).decode("utf-8", "replace").strip()
+        return os.read(self.complaint, MESSAGE_BYTES).decode("utf-8", "replace").strip()
 
     def close(self) -> None:
         """End it, if it has not, and let go of it."""
         self.process.kill()
         self.process.wait()
         os.close(self.ended)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        os.close(self.complaint)
 
 
 def _spawn_helper(program: Path, pidfd: int, argv: Sequence[str]) -> _Helper:
     """Run our init program outside (in the spawner thread)."""
-    process = subprocess.Popen(
-        [str(program), *(word.replace("{pidfd}", str(pidfd)) for word in argv)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        cwd="/",
-        env={},
-        pass_fds=(pidfd,),
-    )
-    return _Helper(process, os.pidfd_open(process.pid))
+    ours, theirs = os.pipe()
+    try:
+        process = spawn(
+            [str(program), *(word.replace("{pidfd}", str(pidfd)) for word in argv)],
+            stdout=-1,
+            stderr=theirs,
+            env={},
+            keep=(pidfd,),
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    return _Helper(process, os.pidfd_open(process.pid), ours)
 
 
 def _sealed(content: bytes) -> int:

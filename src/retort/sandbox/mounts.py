@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +46,7 @@ async def mount_folders(
     try:
         async with asyncio.timeout(MOUNT_S):
             code, text = await launcher.run_helper(sandbox, ["--mount", *words])
-    except (TimeoutError, OSError, subprocess.SubprocessError) as exc:
+    except (TimeoutError, OSError) as exc:
         raise SandboxFault("mounts", str(exc) or f"no end after {MOUNT_S:g} s") from exc
     if code != 0:
         raise SandboxFault("mounts", text or f"exit code {code}")
