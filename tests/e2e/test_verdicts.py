@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import aiohttp
 import pytest
 
 from tests.e2e.conftest import NewSession, Server, printed, run_to_end, running_server, upload
-from tests.e2e.running import wait_for
+from tests.e2e.running import wait_for, wait_for_file
 
 pytestmark = pytest.mark.slow
 
@@ -282,3 +284,27 @@ async def test_no_group_is_left_when_sessions_end(
         return not groups_named(name)
 
     await wait_for(is_gone)
+
+
+async def test_who_outlived_the_limit_met_it_also_when_the_server_was_too_slow_to_say_so(
+    strict: Server,
+) -> None:
+    headers = {"Authorization": f"Bearer {strict.token}"}
+    async with aiohttp.ClientSession(strict.url, headers=headers) as api:
+        async with api.post("/session", json={"name": "slow", "image": "bash"}) as made:
+            assert made.status == 201
+        running = asyncio.ensure_future(
+            verdict(api, "slow", exec="touch begun; sleep 0.7; touch over")
+        )
+        await wait_for_file(api, "slow", "begun")
+        strict.process.send_signal(signal.SIGSTOP)  # as on a host that has no time for it
+        await asyncio.sleep(1.5)
+        strict.process.send_signal(signal.SIGCONT)
+        answer = await running
+        assert (answer["status"], answer["outcome"], answer["limit"]) == (
+            "exec-timeout",
+            "timed-out",
+            "wall",
+        )
+        assert answer["usage"]["wallUs"] > 500_000
+        assert (await verdict(api, "slow", exec="true"))["outcome"] == "exited"

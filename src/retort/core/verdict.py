@@ -36,7 +36,14 @@ class Counters:
     is_scratch_full: bool = False
 
 
-def judge(wait_status: int, usage: Usage, counters: Counters, stop: Stop | None) -> StepResult:
+def judge(
+    wait_status: int,
+    usage: Usage,
+    counters: Counters,
+    stop: Stop | None,
+    *,
+    is_late: bool = False,
+) -> StepResult:
     """Give the verdict on a step that ran.
 
     A limit is the verdict only if the program failed: one that was refused memory, a process or
@@ -48,12 +55,16 @@ def judge(wait_status: int, usage: Usage, counters: Counters, stop: Stop | None)
         usage: what it used; goes into the result.
         counters: what the host kernel counted.
         stop: why Retort killed it, if it did.
+        is_late: it ended after its time, by the clock that it was given; so it met that limit
+            even if nobody came to kill it. On a busy host our timer may be later than that.
     """
     signal = wait_status & 0x7F
     code = 128 + signal if signal else (wait_status >> 8) & 0xFF
     # A program that ended by itself in the moment before our kill has its own verdict.
     if signal != OUR_KILL and (stop, signal) != (Stop.CPU, CPU_SIGNAL):
         stop = None
+    if is_late and stop is None:
+        stop = Stop.WALL
     return StepResult(_outcome(code, signal, counters, stop), code, signal or None, usage, stop)
 
 

@@ -13,7 +13,7 @@ import functools
 import os
 import shutil
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -45,6 +45,7 @@ class SandboxRecord(msgspec.Struct, frozen=True):
         pid, start_ticks: of its init; no other process ever has both (`Identity`).
         boot_id: of the host's run; after another one, nothing of it can be left.
         group: name of its control group.
+        walls: that it was made with; no later server's settings change them.
     """
 
     pid: int
@@ -52,15 +53,17 @@ class SandboxRecord(msgspec.Struct, frozen=True):
     host_uid: int | None
     boot_id: str
     group: str
+    walls: dict[str, str] = {}
 
 
-def remember(sandbox: Sandbox, group: str) -> None:
+def remember(sandbox: Sandbox, group: str, walls: Mapping[str, str]) -> None:
     """Write down how a later server finds this sandbox: whole, or not at all.
 
     Args:
         group: name of its control group.
+        walls: as in `SandboxRecord`.
     """
-    record = SandboxRecord(*sandbox.identity, sandbox.host_uid, boot_id(), group)
+    record = SandboxRecord(*sandbox.identity, sandbox.host_uid, boot_id(), group, dict(walls))
     fresh = sandbox.folder / f"{IDENTITY}.new"
     fresh.write_bytes(msgspec.json.encode(record))
     fresh.rename(sandbox.folder / IDENTITY)

@@ -149,7 +149,7 @@ class Boxes:
             spec = spec_of(limits, host_uid, mounted, shares_network=self._shares_network)
             sandbox = await self._launcher.start(spec, folder)
             faults.reached(faults.Point.LAUNCHED)
-            remember(sandbox, folder.name)
+            remember(sandbox, folder.name, self._places.walls)
             if self._folders is not None:
                 await mount_folders(self._launcher, sandbox, mounted, self._folders.owner)
             client = await InitClient.connect(
@@ -205,12 +205,15 @@ class Boxes:
                 sandbox.pid,
                 client,
                 functools.partial(cap_inodes, self._launcher, sandbox, spec),
+                inodes=spec.scratch_inodes,
             )
         except SandboxFault as exc:
             if client is not None:
                 client.close()
             await self._clear(sandbox, folder, sandbox.host_uid, None)
             raise SessionLost(str(exc)) from exc
+        # Its filter and its network are those of the server that made it.
+        place = dataclasses.replace(place, walls={**place.walls, **record.walls})
         if session.mounts and self._folders is not None:
             place = dataclasses.replace(place, walls={**place.walls, **self._folders.walls})
         return Box(limits, sandbox, client, place, sandbox.host_uid, loss)

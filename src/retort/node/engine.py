@@ -453,6 +453,8 @@ class RunEngine:
         if self._step is not step:
             return
         run, build = step.run, step.build
+        if run.is_late(end.ended_ns) and not run.is_ended:
+            self._out_of_time(run, Stop.WALL)
         step.build = None
         step.close()
         self._forget_step()

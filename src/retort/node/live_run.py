@@ -95,6 +95,11 @@ class LiveRun:
         """Whether nothing of it will run any more."""
         return self.state.stage is Stage.ENDED
 
+    def is_late(self, ended_ns: int) -> bool:
+        """Tell whether a step that ended then, by the monotonic clock, outlived the run's time."""
+        wall_s = self.limits.wall_s
+        return wall_s is not None and ended_ns - self.began_ns > wall_s * 1e9
+
     @property
     def has_answer(self) -> bool:
         """Whether a closed answer waits to be taken."""

@@ -76,7 +76,7 @@ class Places:
 
     Args:
         groups: this server's subtree of control groups.
-        walls: what stands around every session of this server, besides its group.
+        walls: what stands around every session that this server makes, besides its group.
         caps_inodes: this host can cap the files of a sandbox by number (sandbox/inodes.py).
     """
 
@@ -84,6 +84,7 @@ class Places:
         self, groups: Groups, walls: Mapping[str, str], *, caps_inodes: bool = False
     ) -> None:
         self._groups = groups
+        self.walls = dict(walls)
         self._walls = {**walls, **walls_of(groups, caps_inodes=caps_inodes)}
         self._caps_inodes = caps_inodes
         self._pressure = CpuPressure()
@@ -146,11 +147,14 @@ class Places:
         init_pid: int,
         client: InitClient,
         cap_inodes: Callable[[], Awaitable[None]],
+        *,
+        inodes: int,
     ) -> Place:
         """Find the place of a session that an earlier server made; finish what it had not.
 
         Args:
             cap_inodes: as for `make`.
+            inodes: that /home/work has once its files are capped.
 
         Raises:
             SandboxFault: as for `make`.
@@ -166,7 +170,11 @@ class Places:
             scratch = await client.open(b".", os.O_PATH | os.O_DIRECTORY)
         except OSError as exc:
             raise SandboxFault("scratch", str(exc)) from exc
-        return Place(group, None, scratch, self._walls)
+        placed: asyncio.Future[None] | None = None
+        if self._caps_inodes and os.fstatvfs(scratch).f_files != inodes:
+            placed = asyncio.ensure_future(cap_inodes())
+            placed.add_done_callback(_retrieve)
+        return Place(group, placed, scratch, self._walls, self._pressure)
 
     def told_of(self, name: str) -> str:
         """Say what the group of a dead session tells of its end; "" when it tells nothing."""

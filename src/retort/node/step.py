@@ -246,6 +246,7 @@ class Stepper:
             usage_of(end, measured, cut, self._waited_since(step)),
             counters,
             Stop.CPU if is_out_of_cpu else step.stop,
+            is_late=step.run.is_late(end.ended_ns),
         )
 
     def failed(self) -> StepResult:
