@@ -415,6 +415,7 @@ class RunEngine:
             self._begin_next()
         elif _never_ran(error) and step.is_interrupted:  # by that; its program shall not run now
             self._advance(step.run, StepEnded(judge(signal.SIGINT, Usage(), Counters(), None)))
+            self._book.journal.flush()  # or a later server would run it after all
         elif _never_ran(error) and not step.is_repeated:
             self._start_step(step.run, step.order, is_repeated=True)
         else:

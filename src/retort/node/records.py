@@ -203,6 +203,7 @@ class RunRecord(_Record):
     pending: dict[Stream, bytes]
     cut_chars: int
     caches_build: bool | None = None
+    has_step: bool = False
 
 
 class SessionRecord(_Record):

@@ -170,13 +170,15 @@ class Replay:
             run.console.set_pending(stream, pending)
         if record.is_listed:
             self.runs[run.run_id] = run
+        # Its end is on its way: if that did not arrive, calls must be able to name it again.
+        run.is_gone = any(answer.status.ends_run for _, answer, _ in record.taken)
         for ticket, answer, token in record.taken:
             self.on_their_way[ticket] = Delivery(run, answer, token)
         if not run.is_ended:
             self.queue.append(run)
             if (phase := _PHASES.get(run.state.stage)) is not None:
                 self.order = StartStep(phase, tuple(run.state.plan.commands[phase]))
-        if self.sent is not None and self.sent.run_id == run.run_id:
+        if record.has_step:
             self.sent_run = run
 
     # --- the life of runs -----------------------------------------------------------------
@@ -214,12 +216,13 @@ class Replay:
             self.sent_run.typed.clear()
 
     def _ended(self, record: r.Ended) -> None:
+        run = self._unended(record.run_id)
         if self.sent is not None and record.number == self.sent.number:
+            run = self.sent_run  # of its name there may be another by now
             self.sent = self.sent_run = self.stop = None
             self.unfed.clear()
         self.usage = self.usage.plus(record.result.usage)
-        run = self._unended(record.run_id)
-        if run is not None:
+        if run is not None and not run.is_ended:
             run.cpu_us += record.result.usage.user_us + record.result.usage.system_us
             self._advance(run, record.run_id, StepEnded(record.result), record.files)
 

@@ -24,9 +24,14 @@ CUT_STEP_CHARS = 1024 * 1024  # dropped characters are written down by such step
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepNow:
-    """The step that init has, as far as the journal must know it."""
+    """The step that init has, as far as the journal must know it.
+
+    Attributes:
+        run: it belongs to; that may have ended, and be known to nobody any more.
+    """
 
     sent: r.Sent
+    run: LiveRun
     stop: Stop | None = None
     unfed: bytes = b""
 
@@ -207,7 +212,9 @@ class RunBook:
             or (is_quiet and journal.size_bytes > QUIET_BYTES)
         ):
             return
+        of_step = step.run if step is not None else None
         runs = [*queue, *self._runs.values(), *self._deliveries.runs()]
+        runs += [of_step] if of_step is not None else []
         session = r.SessionRecord(
             runs=self.started,
             usage=self.usage,
@@ -219,9 +226,10 @@ class RunBook:
             unfed=step.unfed if step is not None else b"",
             tokens=tuple(self._tokens),
         )
-        journal.renew([session, *(self._record_of(run) for run in dict.fromkeys(runs))])
+        records = (self._record_of(run, has_step=run is of_step) for run in dict.fromkeys(runs))
+        journal.renew([session, *records])
 
-    def _record_of(self, run: LiveRun) -> r.RunRecord:
+    def _record_of(self, run: LiveRun, *, has_step: bool) -> r.RunRecord:
         return r.RunRecord(
             run_id=run.run_id,
             state=run.state,
@@ -239,6 +247,7 @@ class RunBook:
             pending=pending_of(run),
             cut_chars=run.console.cut_chars,
             caches_build=run.caches_build,
+            has_step=has_step,
         )
 
 

@@ -75,7 +75,7 @@ class Step:
         """What a journal that begins anew must say of it."""
         if self.sent is None:
             return None
-        return StepNow(self.sent, self.stop, self.pipes.pending)
+        return StepNow(self.sent, self.run, self.stop, self.pipes.pending)
 
     def let_go(self) -> None:
         """Look after it no more: what it prints stays in its pipes, for the next server."""
