@@ -105,6 +105,7 @@ struct mounts {
 	int count;			/* of mounts */
 };
 bool parse_mounts(int count, char **arguments, struct mounts *mounts);
+#define MOUNT_GONE 3	/* exit code: there is no such folder (any more) */
 int mount_folders(int count, char **arguments);	/* an exit code */
 
 /* ---- exec.c: the standby child, and what it becomes ---- */

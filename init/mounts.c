@@ -247,6 +247,13 @@ static bool attach(int root, int tree, const char *destination)
 	return place >= 0 && syscall(SYS_move_mount, tree, "", place, "", MOVE_BY_FD) == 0;
 }
 
+/* Users may take a folder away, or put a link in its place, until the moment it is opened. */
+static bool is_no_folder(int error)
+{
+	return error == ENOENT || error == ENOTDIR || error == ELOOP || error == EXDEV ||
+	       error == EAGAIN;
+}
+
 int mount_folders(int count, char **arguments)
 {
 	struct mounts mounts;
@@ -258,8 +265,11 @@ int mount_folders(int count, char **arguments)
 	}
 	bool is_made = geteuid() == 0 ? make_trees(&mounts, trees, &which) :
 					trees_of_child(&mounts, trees, &which);
-	if (!is_made)
-		return failed(mounts.words[which * WORDS + SOURCE]);
+	if (!is_made) {
+		bool is_gone = is_no_folder(errno);
+		int code = failed(mounts.words[which * WORDS + SOURCE]);
+		return is_gone ? MOUNT_GONE : code;
+	}
 	if (!become(mounts.visit.uid))
 		return failed("uid");
 	if (!enter_sandbox(&mounts.visit))

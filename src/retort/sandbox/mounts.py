@@ -14,11 +14,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from retort.errors import SandboxFault
+from retort.errors import SandboxFault, VFolderOperation
 from retort.sandbox.launcher import Launcher, Sandbox
 from retort.sandbox.view import Mount, SandboxSpec
 
 MOUNT_S = 10.0  #: it takes 2 ms
+_GONE = 3  # MOUNT_GONE of init/init.h
 MAX_MOUNTS = 64  #: of one sandbox; MOUNTS_MAX of init/mounts.c
 
 
@@ -33,8 +34,9 @@ async def mount_folders(
             are shown as they are.
 
     Raises:
-        SandboxFault: phase "mounts"; this host does not allow it, a folder is not there, or the
-            sandbox has ended.
+        SandboxFault: phase "mounts"; this host does not allow it, or the sandbox has ended.
+        VFolderOperation: a folder is not there, or not one any more: users may change that until
+            the moment it is opened.
     """
     if not mounts:
         return
@@ -48,6 +50,8 @@ async def mount_folders(
             code, text = await launcher.run_helper(sandbox, ["--mount", *words])
     except (TimeoutError, OSError) as exc:
         raise SandboxFault("mounts", str(exc) or f"no end after {MOUNT_S:g} s") from exc
+    if code == _GONE:
+        raise VFolderOperation("A folder was taken away while the session was being made.")
     if code != 0:
         raise SandboxFault("mounts", text or f"exit code {code}")
 

@@ -155,7 +155,7 @@ async def test_d11_a_race_at_a_folder_in_a_folder_never_mounts_another_place(
             await ask(api, "DELETE", f"/session/{name}")
         else:
             seen.add(str(made.status))
-    assert seen <= {"mark\n", "400", "500"}, seen  # 500: swapped between the look and the mount
+    assert seen <= {"mark\n", "400"}, seen  # also when swapped between the look and the mount
 
 
 async def test_d12_sharing_a_folder_opens_no_other_session(
