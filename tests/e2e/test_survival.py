@@ -233,8 +233,9 @@ async def test_answers_that_nobody_fetched_are_there_after_the_kill(mortal: Mort
 async def test_time_limits_go_on_over_a_restart(mortal: Mortal) -> None:
     async with mortal.calls() as api:
         name = await create(api)
-        options = {"exec": "echo on; sleep 60", "limits": {"wallSeconds": 2}}
+        options = {"exec": "touch begun; sleep 60", "limits": {"wallSeconds": 2}}
         await execute(api, name, mode="batch", code="", runId="r", options=options)
+        await wait_for_file(api, name, "begun")  # a program that had not begun would be a short one
     mortal.restart()
     async with mortal.calls() as api:
         answers = await until(api, name, await go_on(api, name, "r"), "exec-timeout")
