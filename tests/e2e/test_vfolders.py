@@ -489,6 +489,28 @@ async def test_a_token_ends_with_its_folder_and_with_the_right_to_it(ann: User, 
     no_folder(await ask(ann.api, "GET", address(given)))
 
 
+@pytest.mark.parametrize("command", ["disable", "remove"])
+async def test_tokens_end_with_the_key_they_were_given_to(server: Server, command: str) -> None:
+    key = server.new_key()
+    async with calls(server, key["token"]) as api:
+        user = User(api, "")
+        name = await user.make()
+        await user.put(name, "file", b"content")
+        down = await user.ok("POST", f"/folders/{name}/request-download", path="file")
+        up = await user.ok("POST", f"/folders/{name}/request-upload", path="new", size=4)
+        assert (await patch(api, up, 0, b"ab")).status == 204
+        assert (await ask(api, "GET", address(down))).status == 200
+
+        retort("keys", command, key["accessKey"], "--state", str(server.state))
+        async with asyncio.timeout(30):  # a running server follows within seconds
+            while (refused := await ask(api, "GET", address(down))).status == 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+        check_problem(refused, 403, "generic-forbidden")
+        check_problem(await patch(api, up, 2, b"cd"), 403, "generic-forbidden")
+        head = await ask(api, "HEAD", address(up))
+        assert head.status == 403
+
+
 # --- downloads ----------------------------------------------------------------------------------
 
 
