@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,38 @@ def test_a_groups_folder_is_shared_and_unshared(
     member.ok("vfolder", "mkdir", groups, "yes")
     assert email in admin.ok("vfolder", "unshare", groups, email).stdout
     assert member.command("vfolder", "mkdir", groups, "no").returncode == 1
+
+
+def test_a_library_is_built_once_and_used_by_ten_builds_at_once(cli: Client, folder: str) -> None:
+    """The use that docs/folders.md tells, command by command."""
+    builder = f"builder-{folder}"
+    cli.write(t__c="int twice(int n) { return 2 * n; }", t__h="int twice(int);")
+    cli.ok("start", "-t", builder, "-v", f"{folder}:lib", "gcc")
+    build = "gcc -O2 -c t.c && ar rcs lib/libt.a t.o && cp t.h lib"
+    cli.ok("run", "-t", builder, "gcc", "--build", build, "--exec", "true", "t.c", "t.h")
+    cli.ok("rm", builder)
+    cli.ok("vfolder", "update-options", folder, "-p", "ro")
+
+    def use(number: int) -> str:
+        main = cli.folder / f"use{number}" / "main.c"
+        main.parent.mkdir()
+        main.write_text(
+            "#include <stdio.h>\n#include <t.h>\n"
+            f'int main(void) {{ printf("twice is %d\\n", twice({number})); }}'
+        )
+        own = dataclasses.replace(cli, folder=main.parent)
+        done = own.ok(
+            "run", "--rm", "-q", "-v", f"{folder}:lib", "gcc",
+            "--build", "gcc -Ilib main.c -Llib -lt -o main",
+            "--exec", "./main; touch lib/x", "main.c",
+        )  # fmt: skip
+        return done.stdout + done.stderr
+
+    with ThreadPoolExecutor(10) as users:
+        told = list(users.map(use, range(10)))
+    for number, text in enumerate(told):
+        assert f"twice is {2 * number}\n" in text, text
+        assert "Read-only file system" in text
+    listed = cli.ok("vfolder", "ls", folder, ".").stdout
+    assert "libt.a" in listed
+    assert " x " not in listed
