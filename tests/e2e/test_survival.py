@@ -415,6 +415,37 @@ async def _lacks(mortal: Mortal, name: str) -> bool:
     return name not in mortal.folders()
 
 
+async def test_a_session_whose_life_ended_while_no_server_ran_is_ended_by_the_next(
+    mortal: Mortal,
+) -> None:
+    mark = f"retort-{uuid.uuid4().hex}"
+    mortal.kill()
+    mortal.start(RETORT_SESSIONS_LIFE_S="5")
+    async with mortal.calls() as api:
+        name = await create(api)
+        await start(api, name, "r", exec=f"exec -a {mark} sleep 600")
+        await wait_for(lambda: _runs(mark))
+    mortal.kill()
+    assert await _runs(mark)
+    await asyncio.sleep(5)
+    mortal.start(RETORT_SESSIONS_LIFE_S="5")
+    async with mortal.calls() as api:
+        await wait_for(lambda: _is_gone(api, name))
+        async with api.get(f"/session/{name}") as answer:
+            assert "max-lifetime" in await answer.text()
+    await wait_for(lambda: _runs_not(mark))
+    await wait_for(lambda: _has(mortal, 0))
+
+
+async def _is_gone(api: Calls, name: str) -> bool:
+    async with api.get(f"/session/{name}") as answer:
+        return answer.status == 404
+
+
+async def _runs_not(mark: str) -> bool:
+    return not processes_with(mark)
+
+
 async def test_twenty_kills_in_a_row_lose_nothing(mortal: Mortal) -> None:
     program = "i=0; while [ $i -lt 400 ]; do echo $i; i=$((i+1)); sleep 0.01; done"
     async with mortal.calls() as api:

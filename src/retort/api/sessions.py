@@ -84,7 +84,7 @@ class SessionRoutes:
 
     def _info(self, session: Session, cpu_us: int) -> wire.SessionInfo:
         slots = Slots(session.limits.cpus, session.limits.memory_bytes)
-        age = self._clock.now() - session.created_at
+        age = max(self._clock.now() - session.created_at, dt.timedelta())  # it may be set back
         return wire.SessionInfo(
             image=session.image,
             status=session.status.value,

@@ -499,7 +499,10 @@ class RunEngine:
 
     async def _end_run(self, run: LiveRun, number: int, result: StepResult) -> None:
         """Report the end of a run with the files it made, then get ready for the next step."""
-        files = await changed_since(self._client, run.began_at)
+        # A clock that was set back meanwhile stamps files with times before the run's beginning.
+        lasted_s = (time.monotonic_ns() - run.began_ns) / 1e9
+        set_back_s = max(0.0, run.began_at + lasted_s - time.time())
+        files = await changed_since(self._client, run.began_at - set_back_s)
         self._advance(run, StepEnded(result), files, number)
         await self._tidy(number)
 

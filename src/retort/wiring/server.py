@@ -71,7 +71,7 @@ from retort.sql.migrations import migrate
 from retort.sql.replies import SqliteReplies
 from retort.sql.sessions import SqlSessions
 from retort.wiring.host import init_program
-from retort.wiring.store import SystemClock, open_database
+from retort.wiring.store import SteadyClock, SystemClock, open_database
 from retort.wiring.vfolders import open_vfolders
 
 log = structlog.get_logger()
@@ -146,7 +146,7 @@ async def _serve(
     catalogue = Catalogue(found.images, config.sandbox.image_aliases)
     secret = _secret(config.state.folder)
     vfolders = await open_vfolders(config, database, keys, clock, secret, stack)
-    replies = await _replies(config, clock, stack)
+    replies = await _replies(config, stack)
     node = await _local_node(
         config, catalogue, lambda sid, why: sessions.lost(sid, why), replies.keeps
     )
@@ -246,11 +246,14 @@ async def _serve(
     return RunningServer(_url(config, runner), keys, sessions)
 
 
-async def _replies(config: Config, clock: SystemClock, stack: contextlib.AsyncExitStack) -> Replies:
+async def _replies(config: Config, stack: contextlib.AsyncExitStack) -> Replies:
     """Open the answers that are kept for those who repeat a request."""
     kept = config.repeats
     store = SqliteReplies(
-        config.state.folder / "replies.db", clock, keep_s=kept.keep_s, key_bytes=kept.key_bytes
+        config.state.folder / "replies.db",
+        SteadyClock(),
+        keep_s=kept.keep_s,
+        key_bytes=kept.key_bytes,
     )
     return Replies(await stack.enter_async_context(store), answer_bytes=kept.answer_bytes)
 

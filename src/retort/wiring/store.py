@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import time
 from collections.abc import AsyncIterator
 
 from retort.config import Config
@@ -19,6 +20,17 @@ class SystemClock:
     def now(self) -> dt.datetime:
         """Give the present time, aware UTC."""
         return dt.datetime.now(dt.UTC)
+
+
+class SteadyClock:
+    """A clock that nobody sets, for how long ago something was; it goes on over server restarts.
+
+    It begins anew with the host: times of before are in its future then.
+    """
+
+    def now(self) -> dt.datetime:
+        """Give the time since the host's start, as aware UTC since 1970."""
+        return dt.datetime.fromtimestamp(time.clock_gettime(time.CLOCK_BOOTTIME), dt.UTC)
 
 
 def open_database(config: Config) -> Database:
