@@ -7,7 +7,16 @@ import pytest
 import yarl
 
 from tests.e2e.conftest import NewSession, execute, run_to_end, upload
-from tests.e2e.running import Calls, begin, destroy, go_on, interrupt, restart, until
+from tests.e2e.running import (
+    Calls,
+    begin,
+    destroy,
+    go_on,
+    interrupt,
+    restart,
+    until,
+    wait_for_file,
+)
 
 
 @pytest.fixture
@@ -151,10 +160,14 @@ async def test_an_address_ends_with_its_session(api: Calls, new_session: NewSess
 
 
 async def test_the_files_of_an_interrupted_run_are_told(api: Calls, name: str) -> None:
-    run_id = await begin(api, name, "mkdir .output; touch .output/f; touch go; sleep 60")
+    # bash goes on after a SIGINT that came while a child was ending by itself; a trap does not.
+    command = "trap 'exit 130' INT; mkdir .output; touch .output/f go; sleep 60 & wait"
+    run_id = await begin(api, name, command)
+    await wait_for_file(api, name, "go")
     await interrupt(api, name)
     answers = await until(api, name, await go_on(api, name, run_id), "finished")
     assert answers[-1]["exitCode"] == 130
+    assert [file["name"] for file in answers[-1]["files"]] == ["f"]
 
 
 async def test_the_host_of_the_request_is_in_the_address(api: Calls, name: str) -> None:
