@@ -185,7 +185,8 @@ def _qemu(image: Path, job: Path, console: Path) -> list[str]:
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         # Emulation works everywhere, if slowly; kvm is for who knows that it works on theirs.
         # An old processor, as emulating the wide registers of a newer one makes it slower.
-        *("-machine", "q35", "-accel", os.environ.get("VM_ACCEL", "tcg"), "-cpu", "Nehalem"),
+        # Without cmpxchg16b: Linux 6.12 panics at its start on what qemu 7.2 makes of that.
+        *("-machine", "q35", "-accel", os.environ.get("VM_ACCEL", "tcg"), "-cpu", "Nehalem,-cx16"),
         *("-smp", "2", "-m", "4096"),  # more than a session asks for by default
         *("-kernel", str(image / "vmlinuz"), "-initrd", str(image / "initrd")),
         *("-append", f"{append} systemd.unified_cgroup_hierarchy=1"),
