@@ -24,7 +24,8 @@ SMALL = Limits(memory_bytes=64 * MIB)
 class Boxes:
     """Makes boxes of nothing, and counts them."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.made: list[Box] = []
         self.cleared: list[Box] = []
         self.placed: asyncio.Future[None] | None = None
@@ -35,6 +36,7 @@ class Boxes:
         self.changed.set()
         if self.failure is not None:
             raise self.failure
+        folder.mkdir()
         sandbox = Sandbox(Identity(1, 1), -1, folder / "init.sock", folder, None)
         box = Box(limits, sandbox, None, Place(placed=self.placed), None, Loss())  # type: ignore[arg-type]
         self.made.append(box)
@@ -70,8 +72,8 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def boxes() -> Boxes:
-    return Boxes()
+def boxes(tmp_path: Path) -> Boxes:
+    return Boxes(tmp_path)
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def host() -> Host:
 async def filled(boxes: Boxes, host: Host, settings: PoolSettings) -> AsyncIterator[Pool]:
     pool = Pool(
         boxes,  # type: ignore[arg-type]
-        Path("/nowhere"),
+        boxes.folder,
         USUAL,
         settings,
         free_bytes=lambda: host.free_bytes,
