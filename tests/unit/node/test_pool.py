@@ -36,7 +36,7 @@ class Boxes:
         self.changed.set()
         if self.failure is not None:
             raise self.failure
-        folder.mkdir()
+        folder.mkdir()  # noqa: ASYNC240  a moment
         sandbox = Sandbox(Identity(1, 1), -1, folder / "init.sock", folder, None)
         box = Box(limits, sandbox, None, Place(placed=self.placed), None, Loss())  # type: ignore[arg-type]
         self.made.append(box)
