@@ -32,7 +32,8 @@ class StreamRoutes:
     async def execute(self, call: Call) -> web.StreamResponse:
         """Run what the first message says, and send its output as it comes."""
         session = await self._sessions.running(call.keypair, call.ref)  # 404 before the upgrade
-        ws = web.WebSocketResponse(max_msg_size=MAX_MESSAGE_BYTES)
+        # A client's close is answered once its run is over: what it asks next comes after that.
+        ws = web.WebSocketResponse(max_msg_size=MAX_MESSAGE_BYTES, autoclose=False)
         await call.prepare(ws)
         self._open.add(ws)
         try:
