@@ -20,6 +20,15 @@ class Delivery:
     answer: Answer
     token: str | None
 
+    def put_back(self, runs: dict[str, LiveRun]) -> None:
+        """Give the answer back to its run, which is among the known ones again.
+
+        Unless another run has its id by now: then nobody can ask for it any more.
+        """
+        if self.run.is_gone and runs.setdefault(self.run.run_id, self.run) is not self.run:
+            return
+        self.run.put_back(self.answer)
+
 
 class Deliveries:
     """Gives each answer that leaves a ticket, and the run its answer back when it did not arrive.

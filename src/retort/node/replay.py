@@ -87,7 +87,7 @@ class Replay:
         for ticket, delivery in reversed(list(self.on_their_way.items())):
             del self.on_their_way[ticket]
             if delivery.token is None or not await is_kept(delivery.token):
-                self._put_back(delivery)
+                delivery.put_back(self.runs)
 
     @property
     def current(self) -> LiveRun | None:
@@ -136,7 +136,7 @@ class Replay:
                 self.on_their_way.pop(record.ticket, None)
             case r.PutBack():
                 if (delivery := self.on_their_way.pop(record.ticket, None)) is not None:
-                    self._put_back(delivery)
+                    delivery.put_back(self.runs)
             case r.Forgotten():
                 self.runs.pop(record.run_id, None)
             case r.BackgroundEnded():
@@ -282,14 +282,6 @@ class Replay:
         if run.is_gone:
             del self.runs[run.run_id]
         self.on_their_way[record.ticket] = Delivery(run, answer, record.token)
-
-    def _put_back(self, delivery: Delivery) -> None:
-        run = delivery.run
-        if run.is_gone:
-            if run.run_id in self.runs:
-                return  # another run has this id by now
-            self.runs[run.run_id] = run
-        run.put_back(delivery.answer)
 
 
 def remember_token(tokens: dict[str, None], token: str) -> None:

@@ -130,14 +130,8 @@ class RunBook:
     def undeliver(self, answer: Answer) -> None:
         """Put an answer back that did not reach its caller."""
         delivery = self._deliveries.failed(answer.ticket)
-        if delivery is None:
-            return
-        run = delivery.run
-        if run.is_gone:
-            if run.run_id in self._runs:
-                return  # another run has this id by now
-            self._runs[run.run_id] = run
-        run.put_back(delivery.answer)
+        if delivery is not None:
+            delivery.put_back(self._runs)
 
     # --- what happens to runs -----------------------------------------------------------
 
