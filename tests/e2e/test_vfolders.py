@@ -749,6 +749,8 @@ async def test_a_killed_server_leaves_nothing_half_made_or_half_deleted(tmp_path
                 await asyncio.wait(work)
                 for task in work:
                     task.exception()
+    with running_server(state):
+        pass  # ends what the last death left
 
 
 # --- GraphQL ------------------------------------------------------------------------------------
