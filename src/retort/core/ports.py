@@ -216,8 +216,8 @@ class VFolderDisk(Protocol):
         """List what was made but not published, and what was discarded but is not gone."""
         ...
 
-    async def empty_trash(self) -> None:
-        """Remove what was discarded; what resists stays for the next time."""
+    async def empty_trash(self, folder_ids: Sequence[uuid.UUID]) -> Sequence[uuid.UUID]:
+        """Remove discarded folders for good; give those that resist, for the next time."""
         ...
 
     async def sweep(self) -> None:

@@ -114,9 +114,9 @@ class HostVFolders:
         """List what was made but not published, and what was discarded but is not gone."""
         return await in_thread(lambda: (self._volume.made(), self._volume.trash()))
 
-    async def empty_trash(self) -> None:
-        """Remove every discarded folder; what cannot be removed now stays for the next time."""
-        await self._long(self._volume.empty_trash)
+    async def empty_trash(self, folder_ids: Sequence[uuid.UUID]) -> Sequence[uuid.UUID]:
+        """Remove discarded folders for good; give those that cannot be removed now."""
+        return await self._long(functools.partial(self._volume.empty_trash, folder_ids))
 
     async def sweep(self) -> None:
         """Remove old uploads and what an interrupted deletion of files left."""

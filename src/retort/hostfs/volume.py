@@ -26,7 +26,7 @@ import errno
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from retort.core.vfolder import Quota
@@ -179,18 +179,28 @@ class Volume:
         """List the folders that wait for their end."""
         return self._ids_in(_TRASH)
 
-    def empty_trash(self) -> None:
-        """Remove what `trash` lists, and what an emptying left that was cut short. Blocks."""
+    def empty_trash(self, folder_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
+        """Remove discarded folders, and what an emptying left that was cut short. Blocks.
+
+        Nothing else of what `trash` lists: a folder whose record is not gone yet may be restored.
+
+        Returns:
+            list: those of which something is left.
+        """
+        left = []
         fd = self._open(_TRASH)
         try:
             for name in os.listdir(fd):  # noqa: PTH208 - a descriptor, not a path
                 if is_gone_name(os.fsencode(name)):
                     remove_tree(fd, os.fsencode(name))
-            for folder_id in _ids(fd):
-                if remove_tree(fd, folder_id.hex.encode()) and self._projects is not None:
+            for folder_id in folder_ids:
+                if not remove_tree(fd, folder_id.hex.encode()):
+                    left.append(folder_id)
+                elif self._projects is not None:
                     self._projects.release(folder_id.hex)
         finally:
             os.close(fd)
+        return left
 
     @contextlib.contextmanager
     def _parts(self, path: str) -> Iterator[tuple[int, int]]:

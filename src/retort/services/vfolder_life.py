@@ -72,6 +72,7 @@ class VFolderService:
         self._quotas = quotas
         self._max_inodes = max_inodes
         self._making = asyncio.Lock()  # a name is looked for and taken, a number counted, as one
+        self._gone: set[uuid.UUID] = set()  # whose files may go: their records are gone
         self._emptying: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -176,7 +177,7 @@ class VFolderService:
             await self._store.add(folder)
         except BaseException:
             await self._disk.discard(folder.id)
-            self._empty_soon()
+            self._empty_soon(folder.id)
             raise
 
     async def _copy(self, source: VFolder, ready: VFolder, task: Task) -> None:
@@ -210,7 +211,7 @@ class VFolderService:
         await self._disk.discard(folder.id)
         with contextlib.suppress(VFolderNotFound):
             await self._store.remove(folder.id)
-        self._empty_soon()
+        self._empty_soon(folder.id)
 
     # --- looking ----------------------------------------------------------------------------
 
@@ -325,12 +326,19 @@ class VFolderService:
             raise
         faults.reached(faults.Point.FOLDER_FORGOTTEN)
         log.info("vfolder.deleted", folder=folder.id.hex)
-        self._empty_soon()
+        self._empty_soon(folder.id)
 
-    def _empty_soon(self) -> None:
-        emptying = asyncio.ensure_future(self._disk.empty_trash())
+    def _empty_soon(self, *folder_ids: uuid.UUID) -> None:
+        """Remove the files of folders whose records are gone; not of those about to go."""
+        self._gone.update(folder_ids)
+        emptying = asyncio.ensure_future(self._empty())
         self._emptying.add(emptying)
         emptying.add_done_callback(self._emptied)
+
+    async def _empty(self) -> None:
+        folder_ids = tuple(self._gone)
+        left = await self._disk.empty_trash(folder_ids)
+        self._gone.difference_update(set(folder_ids).difference(left))
 
     def _emptied(self, emptying: asyncio.Task[None]) -> None:
         self._emptying.discard(emptying)
@@ -351,12 +359,14 @@ class VFolderService:
             if folder_id in records:
                 await self._store.remove(folder_id)
                 log.info("vfolder.deletion_finished", folder=folder_id.hex)
+        gone = list(discarded)
         for folder_id in made:
             folder = records.get(folder_id)
             if folder is not None and folder.status is VFolderStatus.READY:
                 await self._disk.publish(folder_id)
             else:
                 await self._disk.discard(folder_id)
+                gone.append(folder_id)
         for folder in records.values():  # a quota check of the file system may have lost limits
             with contextlib.suppress(VFolderNotFound):
                 await self._disk.bound(folder.id, folder.quota)
@@ -364,4 +374,4 @@ class VFolderService:
             if folder.status is VFolderStatus.CLONING and folder.id not in discarded:
                 await self._store.remove(folder.id)
                 log.info("vfolder.clone_abandoned", folder=folder.id.hex)
-        self._empty_soon()
+        self._empty_soon(*gone)

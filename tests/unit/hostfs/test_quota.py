@@ -125,7 +125,7 @@ def test_ids_are_found_again_after_a_crash_and_freed_with_the_folder(place: Path
     one = project(place / "folders" / ONE.hex / "data")
     assert volume.held(ONE) is not None
     volume.discard(ONE)
-    volume.empty_trash()
+    volume.empty_trash(volume.trash())
     assert not volume._projects.is_of(one, ONE.hex)  # type: ignore[union-attr]
     assert held_by(volume._root, one).inodes == 0
     volume.close()
@@ -142,12 +142,12 @@ def test_an_id_is_not_given_away_while_a_deleted_file_is_held_open(
     with (place / "folders" / ONE.hex / "data" / "open").open("wb") as held:
         held.write(b"x")
         volume.discard(ONE)
-        volume.empty_trash()
+        volume.empty_trash(volume.trash())
         with pytest.raises(OSError, match="no free project id") as caught:
             volume.make(TWO)
         assert caught.value.errno == errno.EAGAIN
         volume.discard(TWO)
-    volume.empty_trash()
+    volume.empty_trash(volume.trash())
     volume.make(TWO)
     volume.publish(TWO)
     assert volume.held(TWO) is not None

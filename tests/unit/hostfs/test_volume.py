@@ -118,5 +118,5 @@ def test_what_a_cut_off_emptying_left_is_removed_with_the_rest(
     (trash / "gone-0123" / "file").write_text("x")
     volume.make(ONE)
     volume.discard(ONE)
-    volume.empty_trash()
+    volume.empty_trash(volume.trash())
     assert list(trash.iterdir()) == []
