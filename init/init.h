@@ -159,6 +159,7 @@ struct step {
 	struct retort_usage usage;
 	uint64_t started_ns;
 	uint64_t ended_ns;
+	uint64_t fed;			/* bytes of input, over all servers */
 };
 
 struct step *step_find(struct init *in, uint64_t number);	/* NULL: none of that number */
@@ -169,6 +170,7 @@ void step_free(struct step *step);
 void step_resolve(struct step *step);	/* its child exec'd, gave up or died: which? */
 void handle_release(struct init *in, const struct retort_release *msg);
 void handle_drop(struct init *in, const struct retort_drop *msg);
+void handle_feed(struct init *in, const struct retort_feed *msg, const struct cursor *input);
 void handle_list(struct init *in, const struct retort_list *msg);
 
 /* ---- reap.c: the end of processes ---- */

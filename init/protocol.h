@@ -18,7 +18,7 @@
 
 #include <stdint.h>
 
-#define RETORT_PROTOCOL_VERSION 1
+#define RETORT_PROTOCOL_VERSION 2
 
 #define RETORT_MESSAGE_MAX 65536	/* bytes of one request, all included */
 #define RETORT_ANSWER_MAX 16384		/* bytes of one answer or event */
@@ -45,6 +45,7 @@ enum retort_type {
 	RETORT_LINK = 11,
 	RETORT_RENAME = 12,
 	RETORT_UNLINK = 13,
+	RETORT_FEED = 14,
 	/* Answers: the id is the request's. */
 	RETORT_WELCOME = 65,
 	RETORT_PREPARED = 66,
@@ -77,6 +78,7 @@ enum retort_phase {
 	RETORT_PHASE_KILL = 15,
 	RETORT_PHASE_SEND = 16,		/* done, but its descriptors could not be sent */
 	RETORT_PHASE_FILTER = 17,	/* the system call filter could not be loaded */
+	RETORT_PHASE_FEED = 18,		/* nobody reads the step's input any more, or it has none */
 };
 
 /* A step's life as LIST tells it. */
@@ -177,6 +179,12 @@ struct retort_waiting {
 	uint64_t number;
 };
 
+/* Then: the input, at least one byte. */
+struct retort_feed {
+	struct retort_header header;
+	uint64_t number;
+};
+
 /* Then: the path. */
 struct retort_open {
 	struct retort_header header;
@@ -242,7 +250,7 @@ struct retort_started {
 
 struct retort_done {
 	struct retort_header header;
-	uint32_t count;			/* MKDIRS: directories made; else 0 */
+	uint32_t count;			/* MKDIRS: directories made; FEED: bytes; else 0 */
 	uint32_t reserved;
 };
 
@@ -278,6 +286,7 @@ struct retort_step {
 	struct retort_usage usage;
 	uint64_t started_ns;
 	uint64_t ended_ns;
+	uint64_t fed;			/* bytes of input that FEEDs wrote */
 };
 
 struct retort_input {

@@ -261,6 +261,7 @@ static const struct shape shapes[] = {
 	[RETORT_LIST] = { FIXED_RESERVED(list), 0, 0 },
 	[RETORT_KILL] = { FIXED(kill), 0, 0 },
 	[RETORT_WAITING] = { FIXED(waiting), 0, 0 },
+	[RETORT_FEED] = { MORE(feed), 0, 0 },
 	[RETORT_OPEN] = { MORE(open), 0, 0 },
 	[RETORT_MKDIRS] = { MORE_RESERVED(mkdirs), 0, 0 },
 	[RETORT_LINK] = { MORE(link), 1, 1 },
@@ -318,6 +319,7 @@ void dispatch(struct init *in, const void *bytes, size_t length, struct descript
 	case RETORT_LIST: handle_list(in, bytes); break;
 	case RETORT_KILL: handle_kill(in, bytes); break;
 	case RETORT_WAITING: handle_waiting(in, bytes); break;
+	case RETORT_FEED: handle_feed(in, bytes, &rest); break;
 	case RETORT_OPEN: handle_open(in, bytes, &rest); break;
 	case RETORT_MKDIRS: handle_mkdirs(in, bytes, &rest); break;
 	case RETORT_LINK: handle_link(in, bytes, &rest, fds->fd[0]); break;

@@ -9,9 +9,11 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "init.h"
 
@@ -130,6 +132,37 @@ void handle_drop(struct init *in, const struct retort_drop *msg)
 	answer_done(in, msg->header.id, 0);
 }
 
+/*
+ * Writes input into the step's pipe: the end that the server left with us first. We do it, and not
+ * the server, because the host kernel does not tell how much a pipe was ever given: a server that
+ * dies between a write and its note of it would leave the next one in doubt. Writing and counting
+ * are one here, for when we die, so does the program.
+ */
+void handle_feed(struct init *in, const struct retort_feed *msg, const struct cursor *input)
+{
+	struct step *step = step_find(in, msg->number);
+
+	if (!step || !input->left) {
+		answer_failed(in, msg->header.id, step ? RETORT_PHASE_PROTOCOL : RETORT_PHASE_STEP,
+			      step ? EINVAL : ENOENT);
+		return;
+	}
+	/* Init waits for nothing: an end that would block is none of those that it is given. */
+	int flags = fcntl(step->held[0], F_GETFL);
+	if (flags >= 0 && !(flags & O_NONBLOCK)) {
+		answer_failed(in, msg->header.id, RETORT_PHASE_FEED, EINVAL);
+		return;
+	}
+	ssize_t written = write(step->held[0], input->at, input->left);
+	if (written < 0 && errno != EAGAIN && errno != EINTR) {
+		answer_failed(in, msg->header.id, RETORT_PHASE_FEED, errno);
+		return;
+	}
+	written = written < 0 ? 0 : written;
+	step->fed += (uint64_t)written;
+	answer_done(in, msg->header.id, (uint32_t)written);
+}
+
 static const struct step *step_at(const struct init *in, uint32_t index)
 {
 	for (int i = 0; i < RETORT_STEPS_MAX; i++) {
@@ -160,6 +193,7 @@ void handle_list(struct init *in, const struct retort_list *msg)
 		.number = step->number, .state = (uint32_t)step->state, .pid = step->pid,
 		.wait_status = step->status, .flags = step->flags, .tag_length = step->tag_length,
 		.usage = step->usage, .started_ns = step->started_ns, .ended_ns = step->ended_ns,
+		.fed = step->fed,
 	};
 	for (int i = 0; i < RETORT_HELD_MAX; i++)
 		if (step->held[i] >= 0) {

@@ -44,6 +44,7 @@ LIST = datagram(p.LIST.pack(Type.LIST, 3, 0, 0))
 RELEASE = datagram(p.RELEASE.pack(Type.RELEASE, 4, 7))
 DROP = datagram(p.DROP.pack(Type.DROP, 5, 7, 3, 0))
 WAITING = datagram(p.WAITING.pack(Type.WAITING, 6, 7))
+FEED = datagram(p.FEED.pack(Type.FEED, 13, 7) + b"a line\n")
 OPEN = datagram(p.OPEN.pack(Type.OPEN, 7, os.O_RDWR | os.O_CREAT, 0o600, 0) + b"a/./b\0")
 READ = datagram(p.OPEN.pack(Type.OPEN, 7, 0, 0, 5) + b"a/b\0")
 MKDIRS = datagram(p.MKDIRS.pack(Type.MKDIRS, 8, 0o755, 0, 0) + b"a//c/d\0")
@@ -61,6 +62,8 @@ SEEDS = {
     "files": MKDIRS + OPEN + READ + LINK + RENAME + UNLINK + RMDIR,
     "cycle": PREPARE + execute(7) + child(0, 0) + WAITING + end(0, 0x300) + LIST + RELEASE,
     "held": execute(7, fds=6) + child(0, 0) + RECONNECT + HELLO + LIST + DROP + LIST + end(0, 9),
+    "fed": execute(7, fds=6) + FEED + child(0, 0) + FEED + RECONNECT + HELLO + LIST + FEED + DROP
+        + FEED + end(0, 0) + FEED,
     "failed": execute(7, limits=2) + child(0, 1) + execute(8) + child(0, 2) + LIST,
     "killed": execute(7) + kill(7, 9, 1) + execute(8) + child(0, 128) + kill(8, 15, 2)
         + kill(0, 9, 3),

@@ -18,6 +18,7 @@ class Point(enum.Enum):
     COMMITTING = "committing"  #: a file of an upload has its temporary name
     PLACED = "placed"  #: a file of an upload is in its place, the others may not be
     STEP_STARTED = "step-started"  #: init was told to start a program
+    INPUT_FED = "input-fed"  #: input is on its way into a program's pipe, and nobody told
     STEP_ENDED = "step-ended"  #: a program ended, and what follows has not begun
     ANSWER_TAKEN = "answer-taken"  #: an answer left its run, and is not written
     ANSWER_WRITTEN = "answer-written"  #: it is written to its connection

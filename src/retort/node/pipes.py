@@ -14,13 +14,18 @@ import os
 import termios
 from collections.abc import Callable
 
+from retort.core import faults
 from retort.core.console import Stream
+from retort.errors import SandboxFault
 
 READ_BYTES = 65_536  # a pipe's default capacity: one read empties it
 DRAIN_BYTES = 16 * 1024 * 1024  # more than any pipe can hold (fs.pipe-max-size is 1 MiB)
 
 
+FEED_BYTES = 32_768  # asked of init at once; less than a request may hold
+
 ReadPipe = Callable[[Stream, int], bytes]
+Feed = Callable[[bytes], "asyncio.Future[int]"]
 
 
 class StepPipes:
@@ -30,25 +35,29 @@ class StepPipes:
         on_output: called with the stream and the bytes, in the order of their arrival.
         with_stdin: make a pipe for input; else the program reads an empty /dev/null.
         read: reads a stream's pipe without waiting, as os.read(2) does; b"" at its end.
-        on_fed: called with how many bytes of input went into the pipe.
+        feed: has init write input into the pipe, at most `FEED_BYTES`; gives how many it wrote.
         held: our ends of a program that runs already, as init kept them: input if it has any,
             output, errors. They are closed with the rest.
 
     Attributes:
         stdio: the program's ends, to be handed over and then closed by `started`.
-        held: the server's ends, for init to keep for the next server (docs/init-protocol.md).
+        held: the server's ends, for init to keep for the next server (docs/init-protocol.md); of
+            input the first.
+        fed: bytes of input that are in the pipe, or were read.
     """
 
     __slots__ = (
         "_err",
+        "_feed",
+        "_feeding",
         "_in",
         "_loop",
-        "_on_fed",
         "_on_output",
         "_out",
         "_pending",
         "_read_now",
         "_theirs",
+        "fed",
         "held",
         "stdio",
     )
@@ -60,14 +69,16 @@ class StepPipes:
         *,
         with_stdin: bool,
         read: ReadPipe = lambda stream, pipe: os.read(pipe, READ_BYTES),
-        on_fed: Callable[[int], None] = lambda count: None,
+        feed: Feed,
         held: tuple[int, ...] = (),
     ) -> None:
         self._loop = loop
         self._on_output = on_output
         self._read_now = read
-        self._on_fed = on_fed
+        self._feed = feed
+        self._feeding: asyncio.Future[int] | None = None
         self._pending = bytearray()
+        self.fed = 0
         if held:
             self.stdio = (-1, -1, -1)
             self._theirs: tuple[int, ...] = ()
@@ -107,7 +118,7 @@ class StepPipes:
         if self._in < 0:
             return
         self._pending += data
-        self._flush()
+        self._feed_some()
 
     @property
     def input_is_consumed(self) -> bool:
@@ -120,7 +131,7 @@ class StepPipes:
 
     @property
     def pending(self) -> bytes:
-        """Input that waits for room in the pipe."""
+        """Input that waits for room in the pipe, or for init's word that it is there."""
         return bytes(self._pending)
 
     @property
@@ -141,7 +152,7 @@ class StepPipes:
         for end in (self._out, self._err):
             if end >= 0:
                 self._loop.remove_reader(end)
-        if self._in >= 0 and self._pending:
+        if self._in >= 0:
             self._loop.remove_writer(self._in)
         _close(*self._theirs, self._in, self._out, self._err)
         self._theirs = ()
@@ -164,18 +175,32 @@ class StepPipes:
         except BlockingIOError:
             return b""
 
-    def _flush(self) -> None:
-        try:
-            while self._pending:
-                written = os.write(self._in, self._pending)
-                self._on_fed(written)
-                del self._pending[:written]
-        except BlockingIOError:
-            self._loop.add_writer(self._in, self._flush)
+    def _feed_some(self) -> None:
+        """Have init write what waits, one piece at a time."""
+        if self._feeding is not None or not self._pending or self._in < 0:
             return
-        except BrokenPipeError:  # the program closed its input: nobody will ever read this
-            self._pending.clear()
         self._loop.remove_writer(self._in)
+        piece = bytes(self._pending[:FEED_BYTES])
+        try:
+            self._feeding = self._feed(piece)
+        except SandboxFault:  # init is gone, and the program with it
+            self._pending.clear()
+            return
+        faults.reached(faults.Point.INPUT_FED)
+        self._feeding.add_done_callback(self._was_fed)
+
+    def _was_fed(self, feeding: asyncio.Future[int]) -> None:
+        self._feeding = None
+        if feeding.cancelled() or feeding.exception() is not None or self._in < 0:
+            self._pending.clear()  # the program closed its input or ended: nobody will read this
+            return
+        written = feeding.result()
+        self.fed += written
+        del self._pending[:written]
+        if written:
+            self._feed_some()
+        elif self._pending:
+            self._loop.add_writer(self._in, self._feed_some)
 
 
 def _close(*ends: int) -> None:

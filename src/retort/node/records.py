@@ -134,12 +134,6 @@ class Typed(_Record):
     token: str | None
 
 
-class Fed(_Record):
-    """So many bytes of what was typed are in the program's pipe."""
-
-    count: int
-
-
 class Taken(_Record):
     """An answer left its run: a closed one, or what was printed so far.
 
@@ -215,7 +209,8 @@ class SessionRecord(_Record):
         ticket: of the last delivery.
         sent: the step that init has now.
         stop: why it is being killed.
-        unfed: bytes of input that are not in its pipe yet.
+        fed: bytes of input that are known to be in its pipe, or read.
+        unfed: what follows them; init knows how much of it is in the pipe by now.
         tokens: of calls that brought input, the oldest first.
     """
 
@@ -226,6 +221,7 @@ class SessionRecord(_Record):
     keeps_background: bool = False
     sent: Sent | None = None
     stop: Stop | None = None
+    fed: int = 0
     unfed: bytes = b""
     tokens: tuple[str, ...] = ()
 
@@ -241,7 +237,6 @@ Record = (
     | Stopped
     | Cut
     | Typed
-    | Fed
     | Taken
     | Delivered
     | PutBack

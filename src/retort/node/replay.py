@@ -49,7 +49,8 @@ class Replay:
         order: the step that the first of the queue is at, until it ended.
         sent: the step that init was sent, until it ended; its run may have been cancelled.
         sent_run: that it belongs to.
-        unfed: input of `sent` that is not in its pipe.
+        fed: bytes of input of `sent` that were in its pipe when the journal was begun anew.
+        unfed: what was typed after them.
         given: all input of `sent`, for the case that nothing of the step ever ran.
         on_their_way: answers that were taken and not delivered, by ticket.
         started: runs since the session was made.
@@ -63,6 +64,7 @@ class Replay:
         self.sent: r.Sent | None = None
         self.sent_run: LiveRun | None = None
         self.stop: Stop | None = None
+        self.fed = 0
         self.unfed = bytearray()
         self.given = bytearray()
         self.on_their_way: dict[int, Delivery] = {}
@@ -123,8 +125,6 @@ class Replay:
                 self.stop = record.stop
             case r.Typed():
                 self._typed(record)
-            case r.Fed():
-                del self.unfed[: record.count]
             case _:
                 self._apply_delivery(record)
 
@@ -153,7 +153,7 @@ class Replay:
         self.last_number, self.last_ticket = record.number, record.ticket
         self.keeps_background = record.keeps_background
         self.sent, self.stop = record.sent, record.stop
-        self.unfed = bytearray(record.unfed)
+        self.fed, self.unfed = record.fed, bytearray(record.unfed)
         self.tokens = dict.fromkeys(record.tokens)
 
     def _stand(self, record: r.RunRecord) -> None:
@@ -207,6 +207,7 @@ class Replay:
     def _sent(self, record: r.Sent) -> None:
         self.sent, self.sent_run, self.stop = record, self.current, None
         self.last_number = max(self.last_number, record.number)
+        self.fed = 0
         self.unfed.clear()
         self.given.clear()
         if self.sent_run is not None and record.phase.has_input:

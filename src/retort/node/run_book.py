@@ -28,11 +28,13 @@ class StepNow:
 
     Attributes:
         run: it belongs to; that may have ended, and be known to nobody any more.
+        fed, unfed: as in `SessionRecord`.
     """
 
     sent: r.Sent
     run: LiveRun
     stop: Stop | None = None
+    fed: int = 0
     unfed: bytes = b""
 
 
@@ -217,6 +219,7 @@ class RunBook:
             keeps_background=keeps_background,
             sent=step.sent if step is not None else None,
             stop=step.stop if step is not None else None,
+            fed=step.fed if step is not None else 0,
             unfed=step.unfed if step is not None else b"",
             tokens=tuple(self._tokens),
         )

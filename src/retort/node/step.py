@@ -24,7 +24,7 @@ from retort.node.input_watch import InputWatch
 from retort.node.live_run import LiveRun
 from retort.node.pipes import READ_BYTES, ReadPipe, StepPipes
 from retort.node.places import Place
-from retort.node.records import Fed, Sent
+from retort.node.records import Sent
 from retort.node.replay import Replay
 from retort.node.run_book import RunBook, StepNow
 from retort.node.step_usage import usage_of
@@ -75,7 +75,7 @@ class Step:
         """What a journal that begins anew must say of it."""
         if self.sent is None:
             return None
-        return StepNow(self.sent, self.run, self.stop, self.pipes.pending)
+        return StepNow(self.sent, self.run, self.stop, self.pipes.fed, self.pipes.pending)
 
     def let_go(self) -> None:
         """Look after it no more: what it prints stays in its pipes, for the next server."""
@@ -189,8 +189,8 @@ class Stepper:
         step.sent, step.stop, step.is_started = replay.sent, replay.stop, True
         self._client.adopt(record.number, lambda end: on_exit(step, end))
         self._watch(step)
-        if replay.unfed:
-            step.pipes.write(bytes(replay.unfed))
+        step.pipes.fed = record.fed
+        step.pipes.write(bytes(replay.unfed[max(0, record.fed - replay.fed) :]))
         return step
 
     def _step(
@@ -205,7 +205,7 @@ class Stepper:
             feed,
             with_stdin=order.phase.has_input,
             read=self._reader(run),
-            on_fed=lambda count: self._book.journal.add(Fed(count)),
+            feed=lambda data: self._client.feed(number, data),
             held=held,
         )
         step = Step(number, order, pipes, run, run.console.cut_chars)

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from retort.errors import SandboxFault
 from retort.sandbox import protocol
-from retort.sandbox.channel import Channel, Nonsense, Request, close_all, connect_to
+from retort.sandbox.channel import Nonsense, Request, close_all, connect_to
+from retort.sandbox.init_files import FileRequests
 from retort.sandbox.protocol import ExecFlags, Features, Phase, Scope, State, Type
 from retort.sandbox.step_values import (
     ExecStep,
@@ -29,12 +30,6 @@ from retort.sandbox.step_values import (
     StepUsage,
 )
 
-RESOLVE_NO_XDEV: Final = 0x01  #: openat2(2): refuse to enter another mount
-RESOLVE_NO_SYMLINKS: Final = 0x04  #: openat2(2): refuse symbolic links in every component
-RENAME_NOREPLACE: Final = 1  #: renameat2(2)
-RENAME_EXCHANGE: Final = 2  #: renameat2(2)
-
-_AT_REMOVEDIR: Final = 0x200
 _NO_LIMIT: Final = 2**64 - 1
 _ERRNO_END: Final = 4096  # the host kernel's own bound
 _PHASES: Final = frozenset(Phase)
@@ -55,14 +50,13 @@ _ANSWERS: Final = {
     Type.LINK: Type.DONE,
     Type.RENAME: Type.DONE,
     Type.UNLINK: Type.DONE,
+    Type.FEED: Type.DONE,
 }
 
-_LAYOUTS: Final[dict[Type, struct.Struct]] = {
-    type_: getattr(protocol, type_.name) for type_ in _ANSWERS
-}
+_COUNTED: Final = frozenset({Type.MKDIRS, Type.FEED})  # whose DONE says how many
 
 
-class InitClient(Channel):
+class InitClient(FileRequests):
     """Client of one sandbox's retort-init.
 
     Everything is called from the loop's thread. After the connection is lost every method raises
@@ -258,81 +252,23 @@ class InitClient(Channel):
         waiting: bool = await self._request(Type.WAITING, number, subject=number)
         return waiting
 
-    # --- files ---------------------------------------------------------------------------------
+    def feed(self, number: int, data: bytes) -> asyncio.Future[int]:
+        """Write input for a step; the request is sent before this returns.
 
-    async def open(self, path: bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
-        """Open a path relative to the session's home; the descriptor is the caller's.
-
-        Non-blocking, close-on-exec, never outside of home, for writing never through a symlink.
-        It may be of any type (FIFO, folder): fstat it.
+        Into the first of ``ExecStep.held``, which must be the other end of the step's stdin and
+        not block. Init counts what it wrote (``StepRecord.fed``), whatever happens to us.
 
         Args:
-            path: relative; ``..`` is refused.
-            flags: ``os.O_*``.
-            mode: exact, no umask; only with O_CREAT or O_TMPFILE.
-            resolve: RESOLVE_NO_XDEV, RESOLVE_NO_SYMLINKS.
-
-        Raises:
-            OSError: as openat2(2); EXDEV when the path leads outside, ELOOP at a refused symlink.
-        """
-        return await self._path_request(Type.OPEN, (flags, mode, resolve), path)
-
-    async def mkdirs(self, path: bytes, mode: int = 0o755, resolve: int = 0) -> int:
-        """Make a folder and its missing parents.
+            data: 1 to `protocol.FEED_MAX` bytes.
 
         Returns:
-            How many were made, the deepest ones. On failure none remains.
-
-        Raises:
-            OSError: NotADirectoryError when a component is something else, also a symlink.
+            A future of how many bytes there was room for, 0 to all; or BrokenPipeError when nobody
+            reads any more, or OSError: EBADF, it has no input; or FileNotFoundError when no step
+            has this number.
         """
-        return await self._path_request(Type.MKDIRS, (mode, 0, resolve), path)
-
-    async def link(self, fd: int, path: bytes, resolve: int = 0) -> None:
-        """Give a name to a file made with O_TMPFILE.
-
-        Raises:
-            FileExistsError: the name is taken.
-            OSError: EINVAL, the file has a name already, or is no regular file.
-        """
-        await self._path_request(Type.LINK, (resolve,), path, fds=(fd,))
-
-    async def rename(self, src: bytes, dst: bytes, flags: int = 0, resolve: int = 0) -> None:
-        """Rename inside home; flags are RENAME_NOREPLACE or RENAME_EXCHANGE."""
-        await self._path_request(Type.RENAME, (flags, 0, resolve), src, dst)
-
-    async def unlink(self, path: bytes, *, directory: bool = False, resolve: int = 0) -> None:
-        """Remove a name, or an empty folder."""
-        flags = _AT_REMOVEDIR if directory else 0
-        await self._path_request(Type.UNLINK, (flags, 0, resolve), path)
-
-    async def _path_request(
-        self, type_: Type, fields: tuple[int, ...], *paths: bytes, fds: tuple[int, ...] = ()
-    ) -> int:
-        for path in paths:
-            if b"\0" in path:
-                raise ValueError(f"{path!r} contains NUL")
-            if len(path) >= protocol.PATH_MAX:
-                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
-        tail = b"".join(path + b"\0" for path in paths)
-        result: int = await self._request(type_, *fields, tail=tail, fds=fds, subject=paths[0])
-        return result
-
-    # --- connection ----------------------------------------------------------------------------
-
-    # --- requests ---------------------------------------------------------------------------
-
-    def _request(
-        self,
-        type_: Type,
-        *fields: int,
-        tail: bytes = b"",
-        fds: tuple[int, ...] = (),
-        subject: bytes | int | None = None,
-    ) -> asyncio.Future[Any]:
-        id_ = self._new_id()
-        head = _LAYOUTS[type_].pack(type_, id_, *fields)
-        return self._send(type_, id_, [head, tail], fds, subject)
+        if not 0 < len(data) <= protocol.FEED_MAX:
+            raise ValueError(f"{len(data)} bytes of input at once")
+        return self._request(Type.FEED, number, tail=data, subject=number)
 
     def _forget(self) -> None:
         if self.pidfd >= 0:
@@ -403,7 +339,7 @@ class InitClient(Channel):
     def _receive_done(self, id_: int, length: int, fds: list[int]) -> None:
         _, _, count, _ = self._unpack(protocol.DONE, length)
         request = self._take(Type.DONE, id_)
-        _resolve(request.future, count if request.type is Type.MKDIRS else None)
+        _resolve(request.future, count if request.type in _COUNTED else None)
 
     def _receive_input(self, id_: int, length: int, fds: list[int]) -> None:
         _, _, waiting, _ = self._unpack(protocol.INPUT, length)
@@ -431,7 +367,7 @@ class InitClient(Channel):
     def _receive_step(self, id_: int, length: int, fds: list[int]) -> None:
         if length < protocol.STEP.size:
             raise Nonsense(f"{length} bytes of STEP")
-        _, _, number, state, pid, status, flags, mask, tag_length, *numbers = (
+        _, _, number, state, pid, status, flags, mask, tag_length, *numbers, fed = (
             protocol.STEP.unpack_from(self._buffer)
         )
         request = self._take(Type.STEP, id_)
@@ -450,7 +386,7 @@ class InitClient(Channel):
         held = [fds.pop(0) if mask >> index & 1 else None for index in range(protocol.HELD_MAX)]
         record = StepRecord(
             number, State(state), pid, ExecFlags(flags),
-            bytes(self._view[protocol.STEP.size : length]), (held[0], held[1], held[2]), exited,
+            bytes(self._view[protocol.STEP.size : length]), (held[0], held[1], held[2]), exited, fed
         )  # fmt: skip
         request.future.set_result(record)
 

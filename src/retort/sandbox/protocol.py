@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import struct
 
-VERSION = 1
+VERSION = 2
 MESSAGE_MAX = 65536  # bytes of one request, all included
 ANSWER_MAX = 16384  # bytes of one answer or event
 STEPS_MAX = 16  # steps running, or ended and not released
@@ -19,6 +19,7 @@ STRINGS_MAX = 4096  # argv entries of one EXEC; as many for envp
 PATH_MAX = 4096  # bytes of a path, its NUL included
 DEPTH_MAX = 256  # components of a MKDIRS path
 HELD_MAX = 3  # descriptors that init keeps for a step
+FEED_MAX = MESSAGE_MAX - 16  # bytes of input in one FEED: a request without its struct
 
 
 class Type(enum.IntEnum):
@@ -37,6 +38,7 @@ class Type(enum.IntEnum):
     LINK = 11
     RENAME = 12
     UNLINK = 13
+    FEED = 14
     WELCOME = 65
     PREPARED = 66
     STARTED = 67
@@ -68,6 +70,7 @@ class Phase(enum.IntEnum):
     KILL = 15
     SEND = 16  #: done, but its descriptors could not be sent
     FILTER = 17  #: the system call filter could not be loaded
+    FEED = 18  #: nobody reads the step's input any more, or it has none
 
 
 class State(enum.IntEnum):
@@ -115,6 +118,7 @@ DROP = struct.Struct("=IIQII")  # number, mask, reserved
 LIST = struct.Struct("=IIII")  # index, reserved
 KILL = struct.Struct("=IIQiI")  # number, signal, scope
 WAITING = struct.Struct("=IIQ")  # number
+FEED = struct.Struct("=IIQ")  # number
 OPEN = struct.Struct("=IIIIQ")  # flags, mode, resolve
 MKDIRS = struct.Struct("=IIIIQ")  # mode, reserved, resolve
 LINK = struct.Struct("=IIQ")  # resolve
@@ -126,8 +130,8 @@ PREPARED = struct.Struct("=IIiI")  # pid, reserved
 STARTED = struct.Struct("=IIQiI")  # number, pid, reserved
 DONE = struct.Struct("=IIII")  # count, reserved
 FAILED = struct.Struct("=IIIi")  # phase, error
-STEP = struct.Struct("=IIQIiiIII9QQQ")  # number, state, pid, wait_status, flags, held_mask,
-#                                         tag_length, usage, started_ns, ended_ns
+STEP = struct.Struct("=IIQIiiIII9QQQQ")  # number, state, pid, wait_status, flags, held_mask,
+#                                         tag_length, usage, started_ns, ended_ns, fed
 INPUT = struct.Struct("=IIII")  # waiting, reserved
 OPENED = struct.Struct("=II")
 EXITED = struct.Struct("=IIQiI9QQQ")  # number, wait_status, reserved, usage, started_ns, ended_ns

@@ -139,7 +139,8 @@ class StepRecord:
     """A step that init knows, for a server that did not start it.
 
     ``held`` has the descriptors in the order of ``ExecStep.held`` (None: dropped or never given);
-    they belong to the receiver. ``exit`` is set once the step has ended.
+    they belong to the receiver. ``exit`` is set once the step has ended. ``fed`` is how many bytes
+    of input were written for it, by whichever server.
     """
 
     number: int
@@ -149,3 +150,4 @@ class StepRecord:
     tag: bytes
     held: tuple[int | None, int | None, int | None]
     exit: StepExit | None
+    fed: int = 0

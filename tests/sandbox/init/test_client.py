@@ -66,7 +66,7 @@ def null() -> int:
 
 
 def step_message(id_: int, mask: int = 0, state: int = State.RUNNING, tag: bytes = b"") -> bytes:
-    head = (Type.STEP, id_, 1, state, 5, 0, 0, mask, len(tag), *USAGE, 10, 20)
+    head = (Type.STEP, id_, 1, state, 5, 0, 0, mask, len(tag), *USAGE, 10, 20, 0)
     return protocol.STEP.pack(*head) + tag
 
 

@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 from tests.sandbox.init.box import Box
 
-from retort.sandbox.init import RESOLVE_NO_SYMLINKS, InitClient
+from retort.sandbox.init import InitClient
+from retort.sandbox.init_files import RESOLVE_NO_SYMLINKS
 
 REFUSED = {errno.EXDEV, errno.ELOOP, errno.ENOTDIR}
 

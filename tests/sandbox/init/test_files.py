@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 from tests.sandbox.init.box import Box
 
-from retort.sandbox.init import RENAME_EXCHANGE, RENAME_NOREPLACE, RESOLVE_NO_XDEV, InitClient
+from retort.sandbox.init import InitClient
+from retort.sandbox.init_files import RENAME_EXCHANGE, RENAME_NOREPLACE, RESOLVE_NO_XDEV
 from retort.sandbox.protocol import DEPTH_MAX, Features
 
 

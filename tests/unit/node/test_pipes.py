@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from retort.core.console import Stream
-from retort.node.pipes import StepPipes
+from retort.node.pipes import FEED_BYTES, StepPipes
 
 Seen = list[tuple[Stream, bytes]]
 
@@ -27,7 +27,9 @@ class Program:
             asyncio.get_running_loop(),
             lambda *chunk: self.seen.append(chunk),
             with_stdin=with_stdin,
+            feed=self.feed,
         )
+        self.fed: list[int] = []  # bytes of each piece
         self.stdin, self.stdout, self.stderr = map(os.dup, self.pipes.stdio)
         self.pipes.started()
 
@@ -35,6 +37,18 @@ class Program:
         self.pipes.close()
         for end in (self.stdin, self.stdout, self.stderr):
             os.close(end)
+
+    def feed(self, data: bytes) -> asyncio.Future[int]:
+        """Write as init does; its word comes later."""
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        try:
+            done.set_result(os.write(self.pipes.held[0], data))
+        except BlockingIOError:
+            done.set_result(0)
+        except BrokenPipeError as exc:
+            done.set_exception(exc)
+        self.fed.append(len(data))
+        return done
 
     def printed(self, stream: Stream) -> bytes:
         return b"".join(data for name, data in self.seen if name is stream)
@@ -90,6 +104,7 @@ async def test_input_goes_into_the_pipe_as_there_is_room(program: Program) -> No
     data = os.urandom(300_000)
     program.pipes.write(data[:200_000])
     program.pipes.write(data[200_000:])
+    await turns()
     assert 0 < program.pipes.pending_bytes < len(data)
     assert not program.pipes.input_is_consumed
     got = b""
@@ -100,12 +115,15 @@ async def test_input_goes_into_the_pipe_as_there_is_room(program: Program) -> No
         await turns(3)
     assert got == data
     assert program.pipes.input_is_consumed
+    assert program.pipes.fed == len(data)
+    assert max(program.fed) == FEED_BYTES
 
 
 async def test_input_is_consumed_when_the_program_has_read_it(program: Program) -> None:
     assert program.pipes.input_is_consumed
     program.pipes.write(b"ab")
     assert not program.pipes.input_is_consumed
+    await turns()
     os.read(program.stdin, 1)
     assert not program.pipes.input_is_consumed
     os.read(program.stdin, 1)
@@ -119,6 +137,7 @@ async def test_input_that_nobody_will_read_is_dropped(program: Program) -> None:
     os.close(null)
     await turns()
     program.pipes.write(b"more")
+    await turns()
     assert program.pipes.pending_bytes == 0
 
 

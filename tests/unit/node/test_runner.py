@@ -35,6 +35,7 @@ class ScriptedStep:
         self.number = program.number
         self.argv = program.argv
         self.stdin, self.stdout, self.stderr = (os.dup(end) for end in program.stdio)
+        self.held = [os.dup(end) for end in program.held]
         self.future: asyncio.Future[Started] = asyncio.get_running_loop().create_future()
         self._on_exit = on_exit
         self.is_over = False
@@ -61,7 +62,7 @@ class ScriptedStep:
     def close(self) -> None:
         if not self.is_over:
             self.is_over = True
-            for end in (self.stdin, self.stdout, self.stderr):
+            for end in (self.stdin, self.stdout, self.stderr, *self.held):
                 os.close(end)
 
 
@@ -82,6 +83,17 @@ class ScriptedInit:
             raise self.failure
         self.steps.append(ScriptedStep(program, on_exit))
         return self.steps[-1].future
+
+    def feed(self, number: int, data: bytes) -> asyncio.Future[int]:
+        if self.failure is not None:
+            raise self.failure
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        step = next(step for step in self.steps if step.number == number)
+        try:
+            done.set_result(os.write(step.held[0], data))
+        except BlockingIOError:
+            done.set_result(0)
+        return done
 
     def kill(self, number: int, signal: int, scope: Scope) -> asyncio.Future[None]:
         if self.failure is not None:
@@ -522,7 +534,8 @@ async def test_input_beyond_its_limit_is_refused(init: ScriptedInit, is_started:
         init.steps[0].start()
         await settle()
     runner.open(typing("x" * 90_000))
-    if is_started:  # a pipe took 64 KiB of it
+    if is_started:  # a pipe takes 64 KiB of it
+        await settle()
         runner.open(typing("x" * 60_000))
     with pytest.raises(LimitExceeded):
         runner.open(typing("x" * 60_000))
