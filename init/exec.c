@@ -201,9 +201,13 @@ int standby_make(struct init *in, int cgroup)
 			  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (page != MAP_FAILED) {
 		standby->report = page;
+		score_for_child(&in->score);
 		standby->pid = process_spawn(cgroup, &standby->pidfd);
 		if (standby->pid == 0)
 			standby_main(in, child_end, standby->report);
+		const int saved = errno;
+		score_for_init(&in->score);
+		errno = saved;
 	}
 	if (page != MAP_FAILED && standby->pid > 0) {
 		in->is_childless = false;

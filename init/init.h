@@ -71,6 +71,22 @@ struct filter {
 bool filter_read(struct filter *filter, int fd);	/* false and errno: not a filter */
 bool filter_load(const struct filter *filter);		/* for this process and all it becomes */
 
+/* ---- ipc.c: what programs leave that is no process and no file ---- */
+
+void ipc_remove_all(void);		/* System V objects of this namespace */
+
+/* ---- score.c: whom the host kernel takes first when memory is short ---- */
+
+struct score {
+	int fd;				/* /proc/1/oom_score_adj; -1: cannot be set */
+	char own[12];
+	char of_children[12];
+};
+int score_open(void);			/* while still dumpable; -1: there is none */
+void score_init(struct score *score, int fd);
+void score_for_child(const struct score *score);	/* around a fork, in init alone */
+void score_for_init(const struct score *score);
+
 /* ---- outside.c: the other things that this program can do, beside being an init ---- */
 
 struct visit {
@@ -242,6 +258,7 @@ struct init {
 	bool is_accept_paused;		/* out of descriptors or memory: try again later */
 	bool is_childless;		/* the last wait found no child */
 	struct filter filter;
+	struct score score;
 	struct rlimit descriptor_limit;	/* as found, for programs; init's own is raised */
 	struct standby standby;
 	struct step steps[RETORT_STEPS_MAX];

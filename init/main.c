@@ -104,18 +104,28 @@ static bool is_listening(int fd)
 	       getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 && listens;
 }
 
-/* Only 0-2 and the listening socket remain; 0-2 are never free numbers, so that nothing that is
- * opened later can become a program's stdin by accident. */
-static void keep_descriptors(int listener)
+/* 0-2 are never free numbers, so that nothing that is opened later can become a program's stdin by
+ * accident. */
+static void hold_standard_descriptors(void)
 {
 	for (int fd = 0; fd <= 2; fd++)
 		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
 			die("/dev/null", errno);
+}
+
+/* Only 0-2, the listening socket and the score remain. Gives the score's new number, or -1. */
+static int keep_descriptors(int listener, int score)
+{
+	const int kept = score < 0 ? -1 : listener + 1;
+
+	if (score >= 0 && score != kept && dup3(score, kept, O_CLOEXEC) < 0)
+		die("/proc/self/oom_score_adj", errno);
 	if (listener > 3)
 		syscall(SYS_close_range, 3, listener - 1, 0);
-	close_all_from(listener + 1);
+	close_all_from(score < 0 ? listener + 1 : kept + 1);
 	if (fcntl(listener, F_SETFD, FD_CLOEXEC) < 0 || fcntl(listener, F_SETFL, O_NONBLOCK) < 0)
 		die("listening socket", errno);
+	return kept;
 }
 
 static int watch_children(bool is_pid1)
@@ -250,9 +260,12 @@ int main(int count, char **arguments)
 
 	if (count >= 2 && !strcmp(arguments[1], "--as"))
 		return run_as(count - 2, arguments + 2);
-	/* Before anything else: no signal may end us half-made, and no program may look into us. */
+	/* Before anything else: no signal may end us half-made, and no program may look into us. One
+	 * file must be opened before that: it is nobody's from then on. */
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
+	hold_standard_descriptors();
+	const int score = score_open();
 	if (prctl(PR_SET_DUMPABLE, 0) < 0)
 		die("PR_SET_DUMPABLE", errno);
 	if (count >= 2 && !strcmp(arguments[1], "--cap-inodes"))
@@ -263,13 +276,14 @@ int main(int count, char **arguments)
 	struct filter filter = { 0 };
 	if (options.filter >= 0 && !filter_read(&filter, options.filter))
 		die("--filter", errno);
-	keep_descriptors(options.listener);
+	const int kept_score = keep_descriptors(options.listener, score);
 	if (!is_listening(options.listener))
 		die("LISTEN_FD is not a listening SOCK_SEQPACKET socket", EINVAL);
 
 	/* From here on only the launcher's SIGKILL ends us. */
 	struct init *in = start(&options);
 	in->filter = filter;
+	score_init(&in->score, kept_score);
 	for (;;)
 		turn(in);
 }

@@ -110,6 +110,9 @@ void reap(struct init *in)
 		if (step->state != RETORT_STATE_ENDING || !is_over(in, step))
 			continue;
 		step->state = RETORT_STATE_ENDED;
+		/* Only in a sandbox: elsewhere (tests) they would be the host's. */
+		if (in->is_pid1 && in->is_childless && !(step->flags & RETORT_EXEC_KEEP_BACKGROUND))
+			ipc_remove_all();
 		/* Without a server it is found by LIST. */
 		step->owes_exit = in->is_greeted;
 	}

@@ -330,7 +330,7 @@ int LLVMFuzzerInitialize(int *count, char ***arguments)
 static void init_begin(struct init *in, unsigned options)
 {
 	memset(in, 0, offsetof(struct init, incoming));
-	in->listener = in->peer = in->signals = -1;
+	in->listener = in->peer = in->signals = in->score.fd = -1;
 	in->is_pid1 = options & OPTION_PID1;
 	in->is_childless = true;
 	in->has_openat2 = options & OPTION_OPENAT2;

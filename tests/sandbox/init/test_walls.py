@@ -103,9 +103,33 @@ async def test_init_has_only_the_descriptors_it_needs(box: Box, client: InitClie
     assert open_descriptors(box.pid(client))  # skips where only root may look
     links = sorted(Path(f"/proc/{box.pid(client)}/fd").iterdir(), key=lambda link: int(link.name))
     kinds = [str(link.readlink()).split(":")[0] for link in links]
-    # standard streams, then signalfd, home, listener and the connection in some order
+    # standard streams, then signalfd, home, score, listener and the connection in some order
     assert kinds[0] == "/dev/null"
-    assert sorted(kinds[3:]) == ["/home/work", "anon_inode", "socket", "socket"]
+    assert sorted(kinds[3:]) == [
+        "/home/work", "/proc/1/oom_score_adj", "anon_inode", "socket", "socket"
+    ]  # fmt: skip
+
+
+async def test_programs_go_before_init_when_memory_is_short(box: Box, client: InitClient) -> None:
+    here = int(Path("/proc/self/oom_score_adj").read_text())
+    for _ in range(2):  # of the first standby child, and of one made after a step
+        ran = await box.sh(client, "cat /proc/1/oom_score_adj /proc/self/oom_score_adj")
+        assert [int(word) for word in ran.text.split()] == [here, min(here + 200, 1000)]
+
+
+async def test_system_v_objects_end_with_their_step(box: Box, client: InitClient) -> None:
+    make = """
+import ctypes
+libc = ctypes.CDLL(None)
+for mode in (0o1600, 0o1000):  # also what nobody may read
+    assert libc.shmget(0, 4096, mode) >= 0
+    assert libc.semget(0, 3, mode) >= 0
+    assert libc.msgget(0, mode) >= 0
+"""
+    look = "tail -qn +2 /proc/sysvipc/{shm,sem,msg} | wc -l"
+    ran = await box.sh(client, f"python3 -c '{make}' && {look}")
+    assert ran.text == "6\n"  # the control
+    assert (await box.sh(client, look)).text == "0\n"
 
 
 async def test_descriptors_in_flight_of_a_program_do_not_stop_inits(
