@@ -92,7 +92,10 @@ async def api(request: pytest.FixtureRequest) -> AsyncIterator[aiohttp.ClientSes
             check=True,
         )
         headers = {"Authorization": f"Bearer {json.loads(made.stdout)['token']}"}
-        async with aiohttp.ClientSession(URL, headers=headers) as session:
+        # No connection is kept over a restart: systemctl holds the loop up, which then would not
+        # know yet that the old server closed it, and lose a call on it.
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(URL, headers=headers, connector=connector) as session:
             await _known(session)
             yield session
     finally:
