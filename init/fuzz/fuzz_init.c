@@ -121,7 +121,7 @@ static void check_answer(struct world *world, const char *bytes, size_t length, 
 		require(fd_count == __builtin_popcount(step.held_mask));
 	} else if (header.type == RETORT_FAILED) {
 		memcpy(&failed, bytes, sizeof(failed));
-		require(failed.error > 0 && failed.phase >= 1 && failed.phase <= RETORT_PHASE_SEND);
+		require(failed.error > 0 && failed.phase >= 1 && failed.phase <= RETORT_PHASE_FEED);
 		require(fd_count == 0);
 	} else {
 		require(fd_count == (header.type == RETORT_WELCOME ||
