@@ -12,7 +12,7 @@ import importlib
 import os
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -20,16 +20,21 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from retort.errors import Conflict, StoreFault
+from retort.sql.row_writer import Locked, RowWriter
 
 T = TypeVar("T")
+
+log = structlog.get_logger()
 
 _MIGRATION_LOCK = 0x5265746F7274  # "Retort": the advisory lock that migrating processes take
 _POOL_WAIT_S = 10.0  # a call that gets no connection for so long fails
 _POSTGRESQL_CONNECTIONS = 5
+MERGE_AFTER = 500  # rows written on the loop's thread; each is some 4 KiB of the log
 
 
 def sqlite_url(state: Path) -> str:
@@ -52,9 +57,12 @@ class Database:
     def __init__(self, url: str, *, busy_s: float = 5.0) -> None:
         self._busy_s = busy_s
         self._short: sa.Engine | None = None  # of SQLite, for `transact`
+        self._rows: RowWriter | None = None  # of SQLite, for `write_row`
+        self._unmerged = 0  # rows since the log was last merged into the file
+        self._merging: asyncio.Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "retort-sql")
         self._turn = asyncio.Semaphore(1)  # who writes to SQLite
-        self._door_errors: tuple[type[Exception], ...] = (SQLAlchemyError, OSError)
+        self._door_errors: tuple[type[Exception], ...] = (SQLAlchemyError, sqlite3.Error, OSError)
         try:
             parsed = sa.make_url(url)
         except ArgumentError as exc:
@@ -84,6 +92,10 @@ class Database:
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
+        if self._merging is not None:
+            await asyncio.wait((self._merging,))
+        if self._rows is not None:
+            self._rows.close()
         if self._short is not None:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._short.dispose)
         self._thread.shutdown()
@@ -104,6 +116,39 @@ class Database:
             async with self._my_turn():
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self._thread, _transact, self._short, work)
+
+    async def write_row(self, statement: sa.Insert | sa.Update, row: Mapping[str, Any]) -> int:
+        """Write a row in a transaction of its own: what a person waits for, on SQLite at once.
+
+        Args:
+            statement: a constant; `row` has a value for each of its parameters.
+
+        Returns:
+            How many rows it touched.
+
+        Raises:
+            Conflict, StoreFault: as `transact`.
+        """
+        if self._rows is not None and not self._turn.locked():
+            with contextlib.suppress(Locked), self._door():
+                touched = self._rows.write(statement, row)
+                self._unmerged += 1
+                if self._unmerged >= MERGE_AFTER and self._merging is None:
+                    self._merge_soon()
+                return touched
+        return await self.transact(lambda db: db.execute(statement, row).rowcount)
+
+    def _merge_soon(self) -> None:
+        assert self._short is not None
+        self._unmerged = 0
+        loop = asyncio.get_running_loop()
+        self._merging = loop.run_in_executor(self._thread, _merge, self._short)
+        self._merging.add_done_callback(self._merged)
+
+    def _merged(self, merging: asyncio.Future[None]) -> None:
+        self._merging = None
+        if not merging.cancelled() and (exc := merging.exception()) is not None:
+            log.warning("database.unmerged", reason=str(exc))  # the next time will do
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -162,7 +207,7 @@ class Database:
     def _door(self) -> Iterator[None]:
         try:
             yield
-        except IntegrityError as exc:
+        except (IntegrityError, sqlite3.IntegrityError) as exc:
             raise Conflict from exc
         except self._door_errors as exc:
             # A DBAPIError's own text repeats the whole statement; the driver's says what happened.
@@ -192,6 +237,8 @@ class Database:
         )
         for each in (engine.sync_engine, self._short):
             sa.event.listen(each, "connect", _prepare_sqlite_connection)
+        serializer = {"json_serializer": options["json_serializer"]}
+        self._rows = RowWriter(Path(url.database), _prepare_sqlite_connection, serializer)
         return engine
 
     def _open_postgresql(self, url: sa.URL) -> AsyncEngine:
@@ -218,6 +265,12 @@ class Database:
 def _transact(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
     with engine.begin() as connection:
         return work(connection)
+
+
+def _merge(engine: sa.Engine) -> None:
+    """Copy what is in the log into the file, as far as nobody needs it (PRAGMA wal_checkpoint)."""
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 def _common_options() -> dict[str, Any]:

@@ -39,7 +39,7 @@ class SqlSessions:
             StoreFault: the database failed.
         """
         try:
-            await self._database.transact(lambda db: db.execute(_INSERT, _to_row(session)))
+            await self._database.write_row(_INSERT, _to_row(session))
         except Conflict as exc:
             raise _taken(session) from exc
 
@@ -53,7 +53,7 @@ class SqlSessions:
         """
         row = _to_row(session) | {"of_id": session.id}
         try:
-            found = await self._database.transact(lambda db: db.execute(_UPDATE, row).rowcount)
+            found = await self._database.write_row(_UPDATE, row)
         except Conflict as exc:
             raise _taken(session) from exc
         if not found:

@@ -323,3 +323,68 @@ async def test_a_short_transaction_waits_for_another_process_and_then_fails(
             other.rollback()
 
         await SqlSessions(database).add(_session(1))
+
+
+async def test_a_row_is_written_before_the_loop_goes_on(database: Database) -> None:
+    sessions = SqlSessions(database)
+    await sessions.add(_session(1))  # opens the connection and compiles the statement
+    seen: list[str] = []
+    asyncio.get_running_loop().call_soon(seen.append, "the loop went on")
+
+    await sessions.add(_session(2))
+    await sessions.update(_session(2, "renamed"))
+
+    assert seen == []
+    assert [session.name for session in await sessions.live()] == ["name-1", "renamed"]
+
+
+async def test_a_row_waits_for_another_process_while_the_loop_goes_on(
+    tmp_path: Path, database: Database
+) -> None:
+    sessions = SqlSessions(database)
+    await sessions.add(_session(1))
+    with contextlib.closing(sqlite3.connect(tmp_path / "retort.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        adding = asyncio.ensure_future(sessions.add(_session(2)))
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        assert not adding.done()
+        other.rollback()
+        await adding
+
+    assert len(await sessions.live()) == 2
+
+
+async def test_a_row_that_is_refused_changes_nothing(database: Database) -> None:
+    sessions = SqlSessions(database)
+    await sessions.add(_session(1, "taken"))
+    for refused in (_session(1, "other"), _session(2, "taken")):
+        with pytest.raises(Conflict):
+            await sessions.add(refused)
+    await sessions.add(_session(2))
+
+    assert {session.name for session in await sessions.live()} == {"taken", "name-2"}
+
+
+async def test_rows_reach_the_file_though_no_commit_waits_for_it(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retort.sql.engine.MERGE_AFTER", 20)
+    sessions = SqlSessions(database)
+    for number in range(19):
+        await sessions.add(_session(number))
+    assert _in_file(tmp_path / "retort.db") == 0
+    await sessions.add(_session(19))
+
+    async with asyncio.timeout(30):
+        while _in_file(tmp_path / "retort.db") < 20:  # noqa: ASYNC110  a file is polled
+            await asyncio.sleep(0.001)
+
+
+def _in_file(path: Path) -> int:
+    """Count sessions without the log, which a host that lost power may not have written whole."""
+    alone = sqlite3.connect(f"file:{path}?immutable=1", uri=True)
+    with contextlib.closing(alone), contextlib.suppress(sqlite3.OperationalError):  # no table yet
+        found: int = alone.execute("SELECT count(*) FROM sessions").fetchone()[0]
+        return found
+    return 0
