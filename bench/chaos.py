@@ -4,7 +4,8 @@ Each life of the server ends by SIGKILL: at a named point of retort.core.faults,
 that to itself, or at a random instant. The clients repeat what broke, and check that no session, no
 file, no run and no byte was lost or came twice; at the end nothing may be left. Exit code 1: a
 promise was broken. A seed draws the same clients and the same deaths again; the instants at which
-calls meet deaths are the machine's.
+calls meet deaths are the machine's. `--sabotage` is a control: with a fault built into the server,
+a promise must be broken, and the first one ends it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from bench.chaos_client import Client, Shared
 from bench.chaos_folders import FolderClient
 from bench.chaos_programs import KINDS
+from bench.chaos_server import SABOTAGES
 from bench.leftovers import Held, held, settled
 from bench.server import Server
 from retort.core.faults import Point
@@ -65,6 +67,9 @@ def main() -> int:
         "--at", action="append", metavar="PLACE",
         help=f"places of deaths: of {', '.join(point.value for point in Point)}, {RANDOM}",
     )  # fmt: skip
+    parser.add_argument(
+        "--sabotage", choices=SABOTAGES, help="build a fault into the server; must end with 1"
+    )
     parser.add_argument("--log", default=os.devnull, help="add what the server says to this file")
     options = parser.parse_args()
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
@@ -75,7 +80,10 @@ def main() -> int:
         f" and {options.folders} of folders, seed {seed}",
         flush=True,
     )
-    chaos = Chaos(seed, options.clients, options.folders, options.only or list(KINDS), options.log)
+    chaos = Chaos(
+        seed, options.clients, options.folders, options.only or list(KINDS), options.log,
+        options.sabotage or "",
+    )  # fmt: skip
     return chaos.run(deaths(random.Random(seed), options.kills, places))
 
 
@@ -95,7 +103,13 @@ class Chaos:
     """One run of this bench."""
 
     def __init__(
-        self, seed: int, clients: int, folder_clients: int, kinds: list[str], log: str
+        self,
+        seed: int,
+        clients: int,
+        folder_clients: int,
+        kinds: list[str],
+        log: str,
+        sabotage: str = "",
     ) -> None:
         # Not by the seed: whoever runs the same at the same time must not look like a leftover.
         first_uid = 1_000_000_000 + random.SystemRandom().randrange(10_000) * UID_COUNT
@@ -105,6 +119,7 @@ class Chaos:
         self._folder_client_count = folder_clients
         self._kinds = kinds
         self._log = log
+        self._sabotage = sabotage
         self._kills: collections.Counter[str] = collections.Counter()
         self._starts_s: list[float] = []
         self._began_at = time.monotonic()
@@ -119,6 +134,7 @@ class Chaos:
                 settings={
                     "RETORT_SANDBOX_HOST_UID_FIRST": str(self._uids.start),
                     "RETORT_POOL_SIZE": "0",  # what it holds would look like something left
+                    "CHAOS_SABOTAGE": self._sabotage,
                 },
             )
             assert server.start()
@@ -167,7 +183,7 @@ class Chaos:
         """Kill the server at every place; one that it does not come to is tried again later."""
         tries = len(deaths) * 2
         death = Death(RANDOM)  # the first server was told of no point
-        while deaths and tries > 0:
+        while deaths and tries > 0 and not (self._sabotage and shared.wrongs):
             self._die(server, death, deaths)
             death, tries = deaths.popleft(), tries - 1
             death = self._start(server, shared, death)

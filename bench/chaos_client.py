@@ -27,6 +27,10 @@ class Wrong(Exception):
     """The server broke a promise."""
 
 
+class CutOff(Exception):
+    """A call that is not to be repeated was cut off: it may be done or not."""
+
+
 class Shared:
     """What all clients know and tell."""
 
@@ -76,8 +80,14 @@ class Patient:
         *,
         has_token: bool = False,
         headers: str = "",
+        once: bool = False,
     ) -> tuple[int, bytes, int]:
-        """Give status, body and how many times it was sent."""
+        """Give status, body and how many times it was sent.
+
+        Raises:
+            CutOff: `once`, and it was sent and not answered.
+            Wrong: it is not answered in time.
+        """
         if has_token:
             headers += f"X-BackendAI-Client-Token: {uuid.uuid4().hex}\r\n"
         until = time.monotonic() + PATIENCE_S
@@ -95,6 +105,8 @@ class Patient:
                 raise Wrong(f"{method} {path}: no answer in {ANSWER_S:.0f} s") from None
             except (OSError, IndexError, ValueError):  # cut off, perhaps within the head
                 self.close()
+                if once:
+                    raise CutOff from None
                 self._shared.count("calls repeated")
                 continue
             if status in (429, 503):

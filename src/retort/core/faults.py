@@ -37,6 +37,7 @@ class Point(enum.Enum):
     FOLDER_DISCARDED = "folder-discarded"  #: a folder is out of its place, its record still there
     FOLDER_FORGOTTEN = "folder-forgotten"  #: its record is gone, all its files are there
     EMPTYING = "emptying"  #: some of what is in a deleted folder or directory is removed
+    EMPTIED = "emptied"  #: a deleted folder is gone from the disk, others may wait for that
     FILES_REMOVED = "files-removed"  #: a directory in a folder is out of sight, and all there
 
 

@@ -29,6 +29,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from retort.core import faults
 from retort.core.vfolder import Quota
 from retort.errors import VFolderNotFound
 from retort.hostfs.beneath import RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV
@@ -198,6 +199,7 @@ class Volume:
                     left.append(folder_id)
                 elif self._projects is not None:
                     self._projects.release(folder_id.hex)
+                faults.reached(faults.Point.EMPTIED)
         finally:
             os.close(fd)
         return left
