@@ -7,7 +7,6 @@ this host can mount one (vm/run can).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,19 +16,12 @@ import pytest
 
 from tests.e2e.conftest import Server, printed, run_to_end, running_server
 from tests.e2e.plain_http import ask, check_problem
-from tests.e2e.test_vfolders import User, calls, fetch, new_user, patch, retort_with
+from tests.e2e.vfolder_user import User, calls, fetch, patch, retort_with, user_of
 from tests.prjquota import mounted, why_not
 
 pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
-
-
-@contextlib.asynccontextmanager
-async def user_of(server: Server) -> AsyncIterator[User]:
-    email, token = new_user(server)
-    async with calls(server, token) as api:
-        yield User(api, email)
 
 
 async def session(user: User, name: str, *mounts: str) -> str:

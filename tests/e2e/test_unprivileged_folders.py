@@ -15,7 +15,8 @@ from tests.e2e.test_unprivileged_limits import SOMEBODY, UID, paths_for_anybody,
 pytestmark = pytest.mark.slow
 
 FILES = (
-    "tests/e2e/test_vfolders.py",
+    "tests/e2e/vfolders",
+    "tests/e2e/test_graphql.py",
     "tests/e2e/test_mounts.py",
     "tests/e2e/test_quotas.py",
     "tests/e2e/attacks/test_folders.py",

@@ -19,7 +19,7 @@ import pytest
 
 from tests.e2e.conftest import Server, running_server
 from tests.e2e.plain_http import rss_kib
-from tests.e2e.test_vfolders import User, address, calls, new_user
+from tests.e2e.vfolder_user import User, address, calls, new_user
 
 pytestmark = pytest.mark.slow
 

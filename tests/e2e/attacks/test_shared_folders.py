@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import Server, printed, run_to_end
 from tests.e2e.plain_http import ask, complaints
-from tests.e2e.test_vfolders import User, address, calls, fetch, new_user
+from tests.e2e.vfolder_user import User, address, calls, fetch, new_user
 
 pytestmark = pytest.mark.slow
 
