@@ -250,6 +250,10 @@ class VFolderDisk(Protocol):
         """
         ...
 
+    async def settle(self, folder_id: uuid.UUID) -> None:
+        """Have a host kernel that counts by itself count what was removed just now, too."""
+        ...
+
     async def listing(self, folder_id: uuid.UUID, path: str) -> Listing:
         """List a directory. Raises PathNotFound, VFolderOperation."""
         ...

@@ -22,6 +22,9 @@ from retort.core.vfolder import Quota
 
 # linux/fs.h and linux/quota.h; the numbers are the same on x86-64 and arm64.
 _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
+_FREE_EOFBLOCKS = 0x8080583A  # XFS_IOC_FREE_EOFBLOCKS, linux/fs/xfs/libxfs/xfs_fs.h
+_EOFBLOCKS = struct.Struct("=6I104x")  # version, flags, user, group, project
+_OF_PROJECT = 1 << 3  # XFS_EOF_FLAGS_PRID
 _FSXATTR = struct.Struct("=5I8s")  # flags, extent size, extents, project, cow extent size, padding
 _INHERIT = 0x200  # FS_XFLAG_PROJINHERIT
 _SYS_QUOTACTL_FD = 443
@@ -67,6 +70,17 @@ def held_by(fd: int, project: int) -> Held:
             raise
     _, _, space, _, _, inodes, *_ = _DQBLK.unpack(said)
     return Held(space, inodes)
+
+
+def settle(fd: int, project: int) -> None:
+    """Have XFS count what was removed from a project just now; blocks until that is done.
+
+    XFS frees what was unlinked a little later (since 5.14), and until then it counts. Asked to give
+    back what it reserved beyond the ends of files, it finishes that, too. Elsewhere nothing
+    happens.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(fd, _FREE_EOFBLOCKS, _EOFBLOCKS.pack(1, _OF_PROJECT, 0, 0, project, 0))
 
 
 def set_limits(fd: int, project: int, max_bytes: int | None, max_inodes: int | None) -> None:
@@ -126,6 +140,7 @@ class Projects:
         with self._lock:
             for project in [p for p, whose in self._used.items() if whose == owner]:
                 del self._used[project]
+                settle(self._root, project)
                 with contextlib.suppress(OSError):
                     # While somebody holds its files open, they stay bound.
                     if not held_by(self._root, project).inodes:
@@ -147,6 +162,10 @@ class Projects:
         held = held_by(self._root, project)
         size = held.bytes - sum(status.st_blocks * 512 for status in own)
         return Held(max(size, 0), max(held.inodes - len(own), 0))
+
+    def settle(self, project: int) -> None:
+        """Have the host kernel count what was removed just now. Blocks."""
+        settle(self._root, project)
 
 
 def open_projects(root: int, first: int) -> tuple[Projects | None, str]:

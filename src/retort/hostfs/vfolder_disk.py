@@ -162,6 +162,10 @@ class HostVFolders:
             found = await in_thread(functools.partial(count_tree, data, most))
         return dataclasses.replace(found, bytes=found.bytes + coming.bytes)
 
+    async def settle(self, folder_id: uuid.UUID) -> None:
+        """Have the host kernel count what was removed just now. Raises VFolderNotFound."""
+        await in_thread(functools.partial(self._volume.settle, folder_id))
+
     # --- files ------------------------------------------------------------------------------
 
     async def listing(self, folder_id: uuid.UUID, path: str) -> Listing:

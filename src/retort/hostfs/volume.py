@@ -144,6 +144,13 @@ class Volume:
             project = self._own_project(fds, folder_id)
             return None if project is None else self._projects.held(project, fds)
 
+    def settle(self, folder_id: uuid.UUID) -> None:
+        """Have the host kernel count what was removed just now. Raises VFolderNotFound."""
+        if self._projects is not None:
+            with self._parts(folder_id.hex) as fds:
+                if (project := self._own_project(fds, folder_id)) is not None:
+                    self._projects.settle(project)
+
     def bound(self, folder_id: uuid.UUID, quota: Quota) -> None:
         """Have the host kernel bound a folder, if it counts it. Raises VFolderNotFound."""
         if self._projects is not None:

@@ -155,7 +155,12 @@ class Quotas:
         if known is not None and is_new and known.fits(folder.quota, size, entries):
             return ""
         usage = await self.usage(folder)
-        return folder.quota.excess(usage.bytes + size, usage.entries + entries)
+        over = folder.quota.excess(usage.bytes + size, usage.entries + entries)
+        if over and usage.enforced_by is EnforcedBy.PROJECT:
+            await self._disk.settle(folder.id)
+            usage = await self.usage(folder)
+            over = folder.quota.excess(usage.bytes + size, usage.entries + entries)
+        return over
 
     async def is_overfull(self, folder: VFolder) -> bool:
         """Tell whether the last count found too much, and there still is. Raises VFolderNotFound.

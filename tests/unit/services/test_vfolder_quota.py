@@ -26,6 +26,10 @@ class Disk:
     usages: FolderUsage = dataclasses.field(default_factory=lambda: FolderUsage(0, 0))
     counts: int = 0
     asked: int = 0
+    late: FolderUsage | None = None
+
+    async def settle(self, folder_id: uuid.UUID) -> None:
+        self.usages = self.late or self.usages
 
     async def usage(self, folder_id: uuid.UUID, max_entries: int = 0) -> FolderUsage:
         self.counts += 1
@@ -149,6 +153,16 @@ async def test_a_folder_that_the_kernel_counts_is_asked_for_each_time(
         await quotas.check(FOLDER, 1, entries=0)
     await quotas.usage(FOLDER)
     assert not await quotas.is_overfull(FOLDER)  # its programs get EDQUOT, and may tidy up
+
+
+async def test_what_the_kernel_has_still_to_count_is_no_reason_to_refuse(
+    disk: Disk, quotas: Quotas
+) -> None:
+    disk.usages = FolderUsage(80, 1, enforced_by=EnforcedBy.PROJECT)
+    with pytest.raises(VFolderFull):
+        await quotas.check(FOLDER, 30, 1)
+    disk.late = FolderUsage(10, 1, enforced_by=EnforcedBy.PROJECT)
+    await quotas.check(FOLDER, 30, 1)
 
 
 class Sessions:
