@@ -132,7 +132,7 @@ class MemorySessions(_Memory):
 
     async def find(
         self,
-        owner: str,
+        owner: str | None,
         *,
         statuses: Sequence[SessionStatus] = (),
         limit: int = 100,
@@ -142,7 +142,7 @@ class MemorySessions(_Memory):
         found = [
             session
             for session in reversed(self._oldest_first())
-            if session.owner == owner and (not statuses or session.status in statuses)
+            if owner in (None, session.owner) and (not statuses or session.status in statuses)
         ]
         return found[offset : offset + limit]
 

@@ -146,6 +146,7 @@ async def test_find_gives_the_owners_newest_first(sessions: SessionStore) -> Non
     await sessions.add(session(4, owner="AKOTHER"))
 
     assert [found.id.int for found in await sessions.find("AKOWNER")] == [3, 2, 1]
+    assert {found.id.int for found in await sessions.find(None)} == {4, 3, 2, 1}
 
 
 async def test_find_breaks_ties_by_id(sessions: SessionStore) -> None:

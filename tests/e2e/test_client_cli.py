@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Iterator
@@ -239,6 +240,27 @@ def test_a_session_is_restarted_renamed_and_removed(
     again = cli.command(*short, "rm", renamed)
     assert again.returncode == 1
     assert "No such session." in again.stderr
+
+
+def test_sessions_are_listed_and_told_of(cli: Client, name: str) -> None:
+    only = ("--filter", f'name == "{name}"')
+    (item,) = json.loads(cli.ok("--output=json", "ps", *only).stdout)["items"]
+    session_id = item["session_id"]
+    for command in (("ps",), ("session", "list", "--detail"), ("ps", "--running")):
+        told = cli.ok(*command, *only).stdout
+        row = next(line for line in told.splitlines() if name in line)
+        assert all(word in row for word in (session_id, "default", "gcc", "RUNNING", "UNDEFINED"))
+    for command in (("info",), ("session", "info")):
+        told = cli.ok(*command, session_id).stdout
+        assert re.search(rf"^Name +{name}$", told, re.MULTILINE)
+        assert "cpu_used" in told
+    cli.ok("rm", name)
+    dead = cli.ok("ps", "--dead", *only).stdout
+    assert "TERMINATED" in next(line for line in dead.splitlines() if name in line)
+    assert "TERMINATED" in cli.ok("info", session_id).stdout
+    missing = cli.command("info", "00000000-0000-4000-8000-000000000000")
+    assert missing.returncode == 1
+    assert "no such" in (missing.stdout + missing.stderr).lower()
 
 
 # --- the client's own settings -----------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -10,20 +12,31 @@ from aiohttp import web
 from retort.api.answers import json_answer
 from retort.api.call import Call
 from retort.core.keypair import KeyPair
+from retort.core.limits import Usage
+from retort.core.session import Session
 from retort.core.vfolder import DEFAULT_GROUP, SeenVFolder
-from retort.errors import GraphqlFailed, InsufficientPrivilege
+from retort.errors import GraphqlFailed, InsufficientPrivilege, InvalidRequest, RetortError
 from retort.services.keypairs import KeyRing
+from retort.services.session_listing import SessionListing
 from retort.services.sessions import SessionService
 from retort.services.vfolder_life import VFolderService
 from retort.wire import graphql as wire
+from retort.wire.graphql_sessions import parse_statuses, session
 
 
 class GraphqlRoutes:
     """Handlers of queries."""
 
-    def __init__(self, keys: KeyRing, sessions: SessionService, folders: VFolderService) -> None:
+    def __init__(
+        self,
+        keys: KeyRing,
+        sessions: SessionService,
+        listing: SessionListing,
+        folders: VFolderService,
+    ) -> None:
         self._keys = keys
         self._sessions = sessions
+        self._listing = listing
         self._folders = folders
 
     async def query(self, call: Call) -> web.StreamResponse:
@@ -71,6 +84,12 @@ class GraphqlRoutes:
         async def project(_info: Any, **given: Any) -> dict[str, Any]:
             return await folders(lambda one: one.folder.is_of_group, given)
 
+        async def compute_session(_info: Any, **given: Any) -> dict[str, Any] | None:
+            return await self._session(caller, str(given["id"]))
+
+        async def compute_session_list(_info: Any, **given: Any) -> dict[str, Any]:
+            return await self._session_list(caller, given)
+
         async def keypair(_info: Any, **given: Any) -> dict[str, Any] | None:
             return await self._keypair(caller, given.get("access_key"))
 
@@ -83,6 +102,8 @@ class GraphqlRoutes:
 
         return {
             "keypair": keypair,
+            "compute_session": compute_session,
+            "compute_session_list": compute_session_list,
             "vfolder_list": vfolder_list,
             "vfolder_own_list": own,
             "vfolder_invited_list": invited,
@@ -90,6 +111,35 @@ class GraphqlRoutes:
             "groups": groups,
             "groups_by_name": groups_by_name,
         }
+
+    async def _session(self, caller: KeyPair, ref: str) -> dict[str, Any] | None:
+        try:
+            session_id = uuid.UUID(ref)
+        except ValueError:
+            raise InvalidRequest.field("id", "must be a UUID") from None
+        found = await self._listing.get(caller, session_id)
+        if found is None:
+            return None
+        used = None
+        if found.status.is_live:
+            with contextlib.suppress(RetortError):  # it is ending, or not there yet
+                used = await self._sessions.usage(found)
+        return self._shown(found, used)
+
+    async def _session_list(self, caller: KeyPair, given: dict[str, Any]) -> dict[str, Any]:
+        is_ours = given.get("domain_name") in (None, "default") and given.get("group_id") in (
+            None, "default", str(DEFAULT_GROUP), DEFAULT_GROUP.hex,
+        )  # fmt: skip
+        statuses = parse_statuses(given.get("status"))
+        found = await self._listing.find(caller, given.get("access_key"), statuses)
+        items = [self._shown(one) for one in found] if is_ours else []
+        return wire.page(
+            items, given["limit"], given["offset"], given.get("filter"), given.get("order")
+        )
+
+    def _shown(self, found: Session, used: Usage | None = None) -> dict[str, Any]:
+        owner = self._keys.find(found.owner)
+        return session(found, None if owner is None else owner.email, used)
 
     async def _keypair(self, caller: KeyPair, access_key: str | None) -> dict[str, Any] | None:
         pair: KeyPair | None = caller

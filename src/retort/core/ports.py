@@ -80,13 +80,13 @@ class SessionStore(Protocol):
 
     async def find(
         self,
-        owner: str,
+        owner: str | None,
         *,
         statuses: Sequence[SessionStatus] = (),
         limit: int = 100,
         offset: int = 0,
     ) -> Sequence[Session]:
-        """List an owner's sessions, newest first; without statuses, in any state."""
+        """List an owner's sessions, or everybody's, newest first; no statuses: in any state."""
         ...
 
     async def ended_since(self, at: dt.datetime) -> Sequence[Session]:

@@ -71,18 +71,20 @@ class SqlSessions:
 
     async def find(
         self,
-        owner: str,
+        owner: str | None,
         *,
         statuses: Sequence[SessionStatus] = (),
         limit: int = 100,
         offset: int = 0,
     ) -> Sequence[Session]:
-        """List an owner's sessions, newest first; without statuses, in any state.
+        """List an owner's sessions, or everybody's, newest first; no statuses: in any state.
 
         Raises:
             StoreFault: the database failed.
         """
-        query = SESSIONS.select().where(SESSIONS.c.owner == owner)
+        query = SESSIONS.select()
+        if owner is not None:
+            query = query.where(SESSIONS.c.owner == owner)
         if statuses:
             query = query.where(SESSIONS.c.status.in_([status.value for status in statuses]))
         newest = (SESSIONS.c.created_at.desc(), SESSIONS.c.id.desc())

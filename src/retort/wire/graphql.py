@@ -16,6 +16,7 @@ import graphql
 from retort.core.keypair import KeyPair
 from retort.core.vfolder import DEFAULT_GROUP, SeenVFolder
 from retort.errors import InvalidRequest, RequestError
+from retort.wire.graphql_sessions import SCHEMA as SESSION_SCHEMA
 from retort.wire.params import Params
 from retort.wire.times import format_time
 from retort.wire.vfolders import GROUP_NAME, HOST, owner_type
@@ -30,6 +31,9 @@ scalar BigInt
 scalar JSONString
 type Query {
   keypair(domain_name: String, access_key: String): KeyPair
+  compute_session(id: UUID!): ComputeSession
+  compute_session_list(limit: Int!, offset: Int!, filter: String, order: String,
+    domain_name: String, group_id: String, access_key: String, status: String): ComputeSessionList
   vfolder_list(limit: Int!, offset: Int!, filter: String, order: String, domain_name: String,
     group_id: UUID, access_key: String): VirtualFolderList
   vfolder_own_list(limit: Int!, offset: Int!, filter: String, order: String): VirtualFolderList
@@ -122,7 +126,7 @@ def _formatted(error: graphql.GraphQLError) -> dict[str, Any]:
 
 @functools.cache
 def _schema() -> graphql.GraphQLSchema:
-    return graphql.build_schema(_SCHEMA)
+    return graphql.build_schema(_SCHEMA + SESSION_SCHEMA)
 
 
 def page(

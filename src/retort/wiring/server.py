@@ -63,6 +63,7 @@ from retort.services.mounts import MountService
 from retort.services.reaper import Reaper
 from retort.services.replies import Replies
 from retort.services.runs import RunService
+from retort.services.session_listing import SessionListing
 from retort.services.sessions import SessionService
 from retort.services.vfolder_quota import QuotaWatch
 from retort.sql.engine import Database
@@ -188,7 +189,9 @@ async def _serve(
             vfolders.sharing,
             vfolders.storage,
             vfolders.tasks,
-            GraphqlRoutes(keys, sessions, vfolders.life),
+            GraphqlRoutes(
+                keys, sessions, SessionListing(sessions, SqlSessions(database)), vfolders.life
+            ),
         ),
         Authenticator(keys, clock),
         Once(replies),
