@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from retort.core.image import ImageLimits
 from retort.core.keypair import KeyPolicy
 from retort.core.limits import Limits
 from retort.errors import RetortError
@@ -152,6 +153,8 @@ class Sandbox:
     group: str | None = None
     #: Other names of images: what a caller may ask for, and what it gets.
     image_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    #: What sessions of an image get, and at most: cpu=, mem=, wall_s=, cpu_s= between blanks.
+    image_limits: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -293,6 +296,11 @@ class Config:
     repeats: Repeats = dataclasses.field(default_factory=Repeats)
 
     vfolders: VFolders = dataclasses.field(default_factory=VFolders)
+
+    @property
+    def image_limits(self) -> dict[str, ImageLimits]:
+        """The limits of images by their names, as values of core; checked when it was loaded."""
+        return {name: ImageLimits.parse(text) for name, text in self.sandbox.image_limits.items()}
 
     @property
     def limits(self) -> Limits:
@@ -491,6 +499,11 @@ def _mapping(raw: object, *, is_text: bool) -> Mapping[str, str]:
 
 def _check_ranges(config: Config) -> None:
     server, sandbox = config.server, config.sandbox
+    for name, text in sandbox.image_limits.items():
+        try:
+            ImageLimits.parse(text)
+        except ValueError as exc:
+            raise ConfigError(f"sandbox.image_limits: {name}: {exc}") from exc
     path = server.base_path
     url = urlsplit(server.public_url) if server.public_url else None
     wrong = {

@@ -308,3 +308,32 @@ async def test_who_outlived_the_limit_met_it_also_when_the_server_was_too_slow_t
         )
         assert answer["usage"]["wallUs"] > 500_000
         assert (await verdict(api, "slow", exec="true"))["outcome"] == "exited"
+
+
+async def test_an_images_limits_are_those_of_its_sessions_and_runs(tmp_path: Path) -> None:
+    limits = "bash=mem=96m cpu=0.5 wall_s=1"
+    with running_server(tmp_path / "s", RETORT_SANDBOX_IMAGE_LIMITS=limits) as running:
+        headers = {"Authorization": f"Bearer {running.token}"}
+        async with aiohttp.ClientSession(running.url, headers=headers) as api:
+            async with api.post("/session", json={"image": "bash", "name": "limited"}) as response:
+                assert response.status == 201
+            async with api.get("/session/limited") as response:
+                info = await response.json()
+            assert json.loads(info["occupiedSlots"]) == {"cpu": "0.5", "mem": str(96 * MIB)}
+            assert info["memoryLimit"] == 96 * 1024
+            late = await verdict(api, "limited", exec="exec sleep 600", limits={"wallSeconds": 500})
+            assert (late["status"], late["outcome"]) == ("exec-timeout", "timed-out")
+            assert (
+                late["walls"]["memory"] == "none"
+                or (await verdict(api, "limited", exec="head -c 200M /dev/zero | tail -c 200M"))[
+                    "outcome"
+                ]
+                == "out-of-memory"
+            )
+            more = {"image": "bash", "name": "more", "config": {"resources": {"mem": "97m"}}}
+            async with api.post("/session", json=more) as response:
+                problem = await response.json()
+            assert (response.status, problem["type"].rpartition("/")[2]) == (412, "quota-exceeded")
+            assert "for this image" in problem["msg"]
+            async with api.post("/session", json={"image": "python", "name": "other"}) as response:
+                assert response.status == 201

@@ -10,6 +10,7 @@ import pytest
 
 from retort import config
 from retort.config import Config, ConfigError, load
+from retort.core.image import ImageLimits
 from retort.core.keypair import KeyPolicy
 from retort.core.limits import Limits
 from retort.units import format_bytes, parse_listen
@@ -188,6 +189,7 @@ def test_variables_of_every_kind_are_read(tmp_path: Path) -> None:
         "RETORT_SANDBOX_CPUS": "0.5",
         "RETORT_SANDBOX_PROCESSES": "7",
         "RETORT_SANDBOX_IMAGE_ALIASES": "c=gcc:12-debian, py=python:3",
+        "RETORT_SANDBOX_IMAGE_LIMITS": "gcc=cpu=0.5 mem=64m, python:3=wall_s=9",
         "RETORT_SERVER_PUBLIC_URL": "https://x",
     }
     loaded = _load("[database]\nurl = 'sqlite:///x'", tmp_path=tmp_path, environ=environ)
@@ -196,6 +198,9 @@ def test_variables_of_every_kind_are_read(tmp_path: Path) -> None:
     assert (loaded.runs.wall_s, loaded.runs.poll_s) == (1.5, 0.25)
     assert (loaded.sandbox.cpus, loaded.sandbox.processes) == (0.5, 7)
     assert loaded.sandbox.image_aliases == {"c": "gcc:12-debian", "py": "python:3"}
+    assert loaded.image_limits == {
+        "gcc": ImageLimits(cpus=0.5, memory_bytes=64 * 2**20), "python:3": ImageLimits(wall_s=9.0)
+    }  # fmt: skip
     assert (loaded.server.public_url, loaded.database.url) == ("https://x", "sqlite:///x")
 
 
@@ -228,6 +233,8 @@ def test_an_empty_variable_unsets(tmp_path: Path) -> None:
         ("[sandbox]\ncpus = 0", "sandbox.cpus"),
         ("[sandbox]\ncpus = inf", "sandbox.cpus"),
         ("[sandbox]\nimage_aliases = {c = 1}", "sandbox.image_aliases"),
+        ("[sandbox]\nimage_limits = {gcc = 'cpu=0'}", "sandbox.image_limits: gcc: cpu must be"),
+        ("[sandbox]\nimage_limits = {gcc = 1}", "sandbox.image_limits"),
         ("[sandbox]\nhost_uid_first = 0", "sandbox.host_uid_first"),
         ("[sandbox]\nhost_uid_count = 3000000000", "sandbox.host_uid_first"),
         ("[sandbox]\nhost_uid_count = 1", "sandbox.host_uid_count"),

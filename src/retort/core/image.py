@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from retort.errors import ImageNotFound, InvalidRequest
+from retort.units import parse_bytes, parse_duration
 
 DEFAULT_TAG = "latest"
 MAX_REFERENCE_CHARS = 255
@@ -75,6 +77,60 @@ class ImageKind(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What sessions of an image get at most, and what they get unasked; None: as the server says.
+
+    Attributes:
+        cpus, memory_bytes: of a session (spec 5.9).
+        wall_s, cpu_s: of a run, in seconds; as in `RunLimits`.
+    """
+
+    cpus: float | None = None
+    memory_bytes: int | None = None
+    wall_s: float | None = None
+    cpu_s: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ImageLimits:
+        """Read what an operator writes: ``cpu=0.5 mem=256m wall_s=30 cpu_s=10s``, any of these.
+
+        Raises:
+            ValueError: says what is wrong.
+        """
+        found: dict[str, float | int] = {}
+        for word in text.split():
+            name, _, value = word.partition("=")
+            if name not in _LIMITS:
+                raise ValueError(f"{name!r} is none of {', '.join(_LIMITS)}")
+            field, read = _LIMITS[name]
+            try:
+                found[field] = read(value)
+            except ValueError as exc:
+                raise ValueError(f"{name} {exc}") from exc
+            if not 0 < found[field] < math.inf:
+                raise ValueError(f"{name} must be above 0")
+        return cls(**found)  # type: ignore[arg-type]
+
+    def within(self, *, cpus: float, memory_bytes: int) -> ImageLimits:
+        """Cut what a session gets to what it can have: or none could ever be made."""
+        return dataclasses.replace(
+            self,
+            cpus=None if self.cpus is None else min(self.cpus, cpus),
+            memory_bytes=None
+            if self.memory_bytes is None
+            else min(self.memory_bytes, memory_bytes),
+        )
+
+
+_LIMITS: Mapping[str, tuple[str, Callable[[str], float | int]]] = {
+    "cpu": ("cpus", float),
+    "mem": ("memory_bytes", parse_bytes),
+    "wall_s": ("wall_s", parse_duration),
+    "cpu_s": ("cpu_s", parse_duration),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Image:
     """One environment that sessions can have.
 
@@ -82,11 +138,13 @@ class Image:
         ref: its full name.
         kind: its language.
         aliases: other references for it; the tag "latest" when none is written.
+        limits: of its sessions and their runs.
     """
 
     ref: ImageRef
     kind: ImageKind
     aliases: tuple[str, ...] = ()
+    limits: ImageLimits = ImageLimits()
 
     @property
     def clean(self) -> str | None:
@@ -114,22 +172,35 @@ class Catalogue:
     Args:
         images: an alias of a later one does not take a name from an earlier one.
         aliases: the operator's own names and what they stand for; these do take a name.
+        limits: of images, by any of their names but the operator's.
 
     Raises:
-        InvalidRequest: an operator's alias is malformed.
+        InvalidRequest: an operator's alias, or the name of a limited image, is malformed.
         ImageNotFound: what it stands for is not there.
     """
 
-    def __init__(self, images: Iterable[Image], aliases: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        images: Iterable[Image],
+        aliases: Mapping[str, str] | None = None,
+        limits: Mapping[str, ImageLimits] | None = None,
+    ) -> None:
         self._images = tuple(images)
+        if limits:
+            plain = Catalogue(self._images)
+            given = {plain.resolve(name).ref: limit for name, limit in limits.items()}
+            self._images = tuple(
+                dataclasses.replace(image, limits=given.get(image.ref, image.limits))
+                for image in self._images
+            )
         self._by_ref: dict[ImageRef, Image] = {}
         for image in self._images:
             self._by_ref.setdefault(image.ref, image)
         for image in self._images:
             for alias in image.aliases:
                 self._by_ref.setdefault(ImageRef.parse(alias), image)
-        given = {name: self.resolve(target) for name, target in (aliases or {}).items()}
-        self._by_ref |= {ImageRef.parse(name): image for name, image in given.items()}
+        known = {name: self.resolve(target) for name, target in (aliases or {}).items()}
+        self._by_ref |= {ImageRef.parse(name): image for name, image in known.items()}
 
     @property
     def images(self) -> tuple[Image, ...]:

@@ -10,6 +10,7 @@ import secrets
 from retort.core.run import (
     Answer,
     Mode,
+    RunLimits,
     RunRequest,
     RunState,
 )
@@ -116,10 +117,11 @@ class Runner(RunEngine):
         if len(self._queue) >= self._settings.max_queued:
             raise LimitExceeded("Too many runs wait in this session")
         self._shorten()
+        of_image = RunLimits(self._image.limits.wall_s, self._image.limits.cpu_s)
         run = self._book.make(
             request.run_id or secrets.token_hex(16),
             RunState(plan_of(request, self._image)),
-            self._settings.limits.stricter(request.limits),
+            self._settings.limits.stricter(of_image).stricter(request.limits),
             request.keeps_background,
             is_watched,
         )

@@ -12,17 +12,22 @@ N = TypeVar("N", int, float)
 MAX_ENVIRON_BYTES = 8 * 1024  # with a command it fits one message to init (64 KiB)
 
 
-def slot_of(name: str, asked: N | None, default: N, most: N | None) -> N:
-    """Give a slot's value: what is asked for, within the key's policy (spec 5.9).
+def slot_of(name: str, asked: N | None, default: N, *, image: N | None, key: N | None) -> N:
+    """Give a slot's value: what is asked for, within the image's and the key's limits (spec 5.9).
+
+    Args:
+        default: the server's, for images that say nothing.
 
     Raises:
-        QuotaExceeded: more is asked for than the key may have; a default is cut instead.
+        QuotaExceeded: more is asked for than the image or the key allows; a default is cut instead.
     """
-    if asked is not None and most is not None and asked > most:
-        raise QuotaExceeded(f"{name}: at most {most:g} for this key")
-    if asked is not None:
-        return asked
-    return default if most is None else min(default, most)
+    if asked is None:
+        unasked = default if image is None else image
+        return unasked if key is None else min(unasked, key)
+    for most, whose in ((image, "image"), (key, "key")):
+        if most is not None and asked > most:
+            raise QuotaExceeded(f"{name}: at most {most:.12g} for this {whose}")
+    return asked
 
 
 def check_environ(items: Iterable[tuple[str, str]]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 import structlog
 
 from retort.core import faults
-from retort.core.image import Catalogue
+from retort.core.image import Catalogue, Image
 from retort.core.keypair import KeyPair
 from retort.core.limits import Limits, Usage
 from retort.core.mount import Mount
@@ -181,7 +181,7 @@ class SessionService:
             return existing, False
         if len(self.owned_by(owner)) >= owner.policy.max_sessions:
             raise QuotaExceeded(f"This key may have {owner.policy.max_sessions} live sessions")
-        session = self._new(owner, request, str(image.ref), mounts)
+        session = self._new(owner, request, image, mounts)
         self._keep(session)  # before the first await: the next create of this name finds it
         self._ready[session.id] = asyncio.get_running_loop().create_future()
         starting = self._starting[session.id] = asyncio.ensure_future(self._start(session))
@@ -241,15 +241,25 @@ class SessionService:
         return session
 
     def _new(
-        self, owner: KeyPair, request: SessionRequest, image: str, mounts: tuple[Mount, ...]
+        self, owner: KeyPair, request: SessionRequest, image: Image, mounts: tuple[Mount, ...]
     ) -> Session:
         now = self._clock.now()
         policy = owner.policy
         limits = dataclasses.replace(
             self._limits,
-            cpus=slot_of("cpu", request.cpus, self._limits.cpus, policy.max_cpus),
+            cpus=slot_of(
+                "cpu",
+                request.cpus,
+                self._limits.cpus,
+                image=image.limits.cpus,
+                key=policy.max_cpus,
+            ),
             memory_bytes=slot_of(
-                "mem", request.memory_bytes, self._limits.memory_bytes, policy.max_memory_bytes
+                "mem",
+                request.memory_bytes,
+                self._limits.memory_bytes,
+                image=image.limits.memory_bytes,
+                key=policy.max_memory_bytes,
             ),
         )
         check_environ(request.environ.items())
@@ -258,7 +268,7 @@ class SessionService:
             name=request.name or f"session-{secrets.token_hex(6)}",
             owner=owner.access_key,
             user_id=owner.user_id,
-            image=image,
+            image=str(image.ref),
             asked_image=request.image,
             status=SessionStatus.PENDING,
             created_at=now,

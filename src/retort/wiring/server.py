@@ -31,7 +31,7 @@ from retort.api.once import Once
 from retort.api.runs import RunRoutes
 from retort.api.sessions import SessionRoutes
 from retort.api.stream import StreamRoutes
-from retort.config import Config
+from retort.config import Config, ConfigError
 from retort.core.image import Catalogue
 from retort.core.limits import Limits
 from retort.core.run import RunLimits
@@ -144,7 +144,7 @@ async def _serve(
     clock = SystemClock()
     http, runs = config.http, config.runs
     found = await asyncio.to_thread(host_catalogue)
-    catalogue = Catalogue(found.images, config.sandbox.image_aliases)
+    catalogue = _catalogue(config, found)
     secret = _secret(config.state.folder)
     vfolders = await open_vfolders(config, database, keys, clock, secret, stack)
     replies = await _replies(config, stack)
@@ -361,6 +361,23 @@ def _most_memory_bytes(config: Config) -> int:
 def _most_cpus(config: Config) -> float:
     """Give the same for CPUs."""
     return min(config.sandbox.max_cpus or math.inf, os.cpu_count() or 1)
+
+
+def _catalogue(config: Config, found: Catalogue) -> Catalogue:
+    """Give the images as the operator names and limits them, within what may be asked for.
+
+    Raises:
+        ConfigError: a setting names an image that is not there.
+    """
+    cpus, memory_bytes = _most_cpus(config), _most_memory_bytes(config)
+    limits = {
+        name: given.within(cpus=cpus, memory_bytes=memory_bytes)
+        for name, given in config.image_limits.items()
+    }
+    try:
+        return Catalogue(found.images, config.sandbox.image_aliases, limits)
+    except RetortError as exc:
+        raise ConfigError(f"sandbox.image_aliases, sandbox.image_limits: {exc}") from exc
 
 
 def _default_limits(config: Config) -> Limits:

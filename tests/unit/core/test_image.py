@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retort.core.image import Catalogue, Image, ImageKind, ImageRef, environment
+from retort.core.image import Catalogue, Image, ImageKind, ImageLimits, ImageRef, environment
 from retort.errors import ImageNotFound, InvalidRequest
 
 
@@ -102,3 +102,50 @@ def test_an_operators_alias_takes_a_name() -> None:
     assert catalogue.resolve("mine") is gcc
     with pytest.raises(ImageNotFound):
         Catalogue([gcc], {"x": "nothing"})
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+def test_an_operator_writes_what_an_image_gets() -> None:
+    written = "cpu=0.5 mem=256m  wall_s=1m30s cpu_s=10"
+    assert ImageLimits.parse(written) == ImageLimits(0.5, 256 * 2**20, 90.0, 10.0)
+    assert ImageLimits.parse("mem=1g") == ImageLimits(memory_bytes=2**30)
+    assert ImageLimits.parse("") == ImageLimits()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("memory=1g", "'memory' is none of cpu, mem, wall_s, cpu_s"),
+        ("cpu", "cpu could not"),
+        ("cpu=0", "cpu must be above 0"),
+        ("cpu=inf", "cpu must be above 0"),
+        ("cpu=nan", "cpu must be above 0"),
+        ("mem=lots", "mem must be a number of bytes"),
+        ("mem=0", "mem must be above 0"),
+        ("cpu=1,mem=1g", "cpu could not"),
+        ("wall_s=-1", "wall_s must be a duration"),
+    ],
+)
+def test_what_is_no_limit_is_told_by_name(text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        ImageLimits.parse(text)
+
+
+def test_limits_are_an_images_whatever_name_it_is_limited_and_found_by() -> None:
+    images = (Image(ImageRef.parse("gcc:12"), ImageKind.C, ("c",)),
+              Image(ImageRef.parse("bash:5"), ImageKind.BASH))  # fmt: skip
+    catalogue = Catalogue(images, {"mine": "c"}, {"c": ImageLimits(cpus=0.5)})
+    for name in ("gcc:12", "c", "mine"):
+        assert catalogue.resolve(name).limits == ImageLimits(cpus=0.5)
+    assert catalogue.resolve("bash:5").limits == ImageLimits()
+    assert [image.limits.cpus for image in catalogue.images] == [0.5, None]
+    with pytest.raises(ImageNotFound):
+        Catalogue(images, limits={"ruby": ImageLimits()})
+
+
+def test_limits_beyond_the_server_are_cut_and_none_is_added() -> None:
+    limits = ImageLimits(cpus=8.0, wall_s=3.0)
+    assert limits.within(cpus=2.0, memory_bytes=100) == ImageLimits(cpus=2.0, wall_s=3.0)
+    assert ImageLimits(memory_bytes=200).within(cpus=2.0, memory_bytes=100).memory_bytes == 100

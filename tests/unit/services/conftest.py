@@ -6,9 +6,9 @@ import pytest
 from tests.fakes import START, FakeClock, MemorySessions
 from tests.unit.services.scripted import OneNode, ScriptedNode
 
-from retort.core.image import Catalogue, Image, ImageKind, ImageRef
+from retort.core.image import Catalogue, Image, ImageKind, ImageLimits, ImageRef
 from retort.core.keypair import KeyPair, KeyPolicy
-from retort.core.limits import Limits
+from retort.core.limits import MIB, Limits
 from retort.services.sessions import SessionService
 
 
@@ -51,5 +51,6 @@ async def sessions(
     images = (
         Image(ImageRef.parse("gcc:12"), ImageKind.C, ("c:12",)),
         Image(ImageRef.parse("python:3"), ImageKind.PYTHON),
+        Image(ImageRef.parse("bash:5"), ImageKind.BASH, limits=ImageLimits(0.5, 128 * MIB)),
     )
     return SessionService(sessions_store, placement, Catalogue(images), clock, Limits())

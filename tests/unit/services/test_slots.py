@@ -1,4 +1,4 @@
-"""What a session may use: its request, its key and the server, the strictest of them."""
+"""What a session may use: its request, its image, its key, the server, the strictest of them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ def owner(memory_bytes: int | None = None, cpus: float | None = None) -> KeyPair
     return dataclasses.replace(key(), policy=policy)
 
 
-async def limits(sessions: SessionService, who: KeyPair, **asked: float) -> Limits:
-    session, _ = await sessions.create(who, SessionRequest("gcc:12", **asked))  # type: ignore[arg-type]
+async def limits(
+    sessions: SessionService, who: KeyPair, image: str = "gcc:12", **asked: float
+) -> Limits:
+    session, _ = await sessions.create(who, SessionRequest(image, **asked))  # type: ignore[arg-type]
     return session.limits
 
 
@@ -51,3 +53,23 @@ async def test_asking_for_more_than_the_policy_is_refused(
 async def test_exactly_the_policy_may_be_asked_for(sessions: SessionService) -> None:
     given = await limits(sessions, owner(100 * MIB, 0.25), memory_bytes=100 * MIB, cpus=0.25)
     assert (given.cpus, given.memory_bytes) == (0.25, 100 * MIB)
+
+
+async def test_an_image_says_what_its_sessions_get_unasked(sessions: SessionService) -> None:
+    given = await limits(sessions, owner(), "bash:5")
+    assert (given.cpus, given.memory_bytes) == (0.5, 128 * MIB)
+
+
+async def test_what_an_image_gets_is_cut_by_the_keys_policy(sessions: SessionService) -> None:
+    given = await limits(sessions, owner(100 * MIB, 0.25), "bash:5")
+    assert (given.cpus, given.memory_bytes) == (0.25, 100 * MIB)
+
+
+async def test_less_than_the_image_may_be_asked_for_and_more_may_not(
+    sessions: SessionService,
+) -> None:
+    given = await limits(sessions, owner(), "bash:5", memory_bytes=64 * MIB, cpus=0.5)
+    assert (given.cpus, given.memory_bytes) == (0.5, 64 * MIB)
+    for asked in ({"memory_bytes": 129 * MIB}, {"cpus": 0.6}):
+        with pytest.raises(QuotaExceeded, match="for this image"):
+            await limits(sessions, owner(), "bash:5", **asked)
