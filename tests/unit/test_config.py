@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from retort import config
-from retort.config import Config, ConfigError, load
+from retort.config import Config, ConfigError, load, sections
 from retort.core.image import ImageLimits
 from retort.core.keypair import KeyPolicy
 from retort.core.limits import Limits
@@ -31,7 +30,7 @@ def _load(
 
 def _comments() -> Iterator[tuple[str, str]]:
     """Every key, as section.field, with the `#:` comment above its field."""
-    source = inspect.getsource(config)
+    source = inspect.getsource(sections)
     lines = source.splitlines()
     classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
     for section in dataclasses.fields(Config):

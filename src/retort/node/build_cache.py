@@ -45,7 +45,7 @@ _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CacheSettings:
-    """What the server's configuration says about the cache; units as in config.py."""
+    """What the server's configuration says about the cache; units as in config/sections.py."""
 
     is_default: bool = False
     is_shared: bool = False

@@ -35,7 +35,7 @@ FAILED_S = 5.0  # after a box could not be made
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """What the server's configuration says about the pool; units as in config.py."""
+    """What the server's configuration says about the pool; units as in config/sections.py."""
 
     size: int = 16
     ready: int = 2

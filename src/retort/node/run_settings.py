@@ -9,7 +9,7 @@ from retort.core.run import RunLimits
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What the server's configuration says about runs; units as in config.py."""
+    """What the server's configuration says about runs; units as in config/sections.py."""
 
     output_chars: int = 524_288
     forget_s: float = 900.0

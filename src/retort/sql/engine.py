@@ -20,7 +20,6 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 import sqlalchemy as sa
-import structlog
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -28,8 +27,6 @@ from retort.errors import Conflict, StoreFault
 from retort.sql.row_writer import Locked, RowWriter
 
 T = TypeVar("T")
-
-log = structlog.get_logger()
 
 _MIGRATION_LOCK = 0x5265746F7274  # "Retort": the advisory lock that migrating processes take
 _POOL_WAIT_S = 10.0  # a call that gets no connection for so long fails
@@ -148,7 +145,10 @@ class Database:
     def _merged(self, merging: asyncio.Future[None]) -> None:
         self._merging = None
         if not merging.cancelled() and (exc := merging.exception()) is not None:
-            log.warning("database.unmerged", reason=str(exc))  # the next time will do
+            import structlog
+
+            # Nothing is lost, and the next time will do.
+            structlog.get_logger().warning("database.unmerged", reason=str(exc))
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
