@@ -113,6 +113,9 @@ def test_an_invited_user_enters_and_leaves(
 ) -> None:
     guest, email = user(server, tmp_path / "guest")
     assert email in cli.ok("vfolder", "invite", "-p", "ro", folder, email).stdout
+    assert "rejected" in guest.ok("vfolder", "invitations", stdin="1\nr\n").stdout
+    assert folder not in guest.command("vfolder", "list-invited").stdout
+    assert email in cli.ok("vfolder", "invite", "-p", "ro", folder, email).stdout
     chosen = guest.ok("vfolder", "invitations", stdin="1\na\n").stdout
     assert "List of invitations" in chosen
     assert folder in guest.ok("vfolder", "list-invited").stdout

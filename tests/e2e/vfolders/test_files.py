@@ -13,7 +13,8 @@ from tests.e2e.vfolder_user import User, fetch, no_folder, share
 pytestmark = pytest.mark.slow
 
 
-async def test_files_are_listed_made_moved_and_deleted(ann: User) -> None:
+@pytest.mark.parametrize("dash", ["-", "_"])  # spec 10.3 has both
+async def test_files_are_listed_made_moved_and_deleted(ann: User, dash: str) -> None:
     name = await ann.make()
     await ann.ok("POST", f"/folders/{name}/mkdir", 201, path="a/b")
     await ann.put(name, "a/b/file", b"12345")
@@ -23,13 +24,15 @@ async def test_files_are_listed_made_moved_and_deleted(ann: User) -> None:
     (entry,) = json.loads(found["files"])
     assert (entry["filename"], entry["mode"], entry["size"]) == ("file", "-rw-r--r--", 5)
     rename = {"target_path": "a/b/file", "new_name": "other"}
-    assert await ann.ok("POST", f"/folders/{name}/rename-file", **rename) == {}
+    assert await ann.ok("POST", f"/folders/{name}/rename{dash}file", **rename) == {}
     assert await ann.ok("POST", f"/folders/{name}/move-file", src="a/b/other", dst=".") == {}
     assert await ann.names(name) == ["a", "other"]
-    answer = await ann.ask("DELETE", f"/folders/{name}/delete-files", files=["a", "other"])
+    answer = await ann.ask("DELETE", f"/folders/{name}/delete{dash}files", files=["a", "other"])
     check_problem(answer, 400, "vfolder-operation-failed")
     assert await ann.names(name) == ["a", "other"]
-    await ann.ok("DELETE", f"/folders/{name}/delete-files", files=["a", "other"], recursive=True)
+    await ann.ok(
+        "DELETE", f"/folders/{name}/delete{dash}files", files=["a", "other"], recursive=True
+    )
     assert await ann.names(name) == []
 
 
