@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import uuid
 from collections.abc import Sequence
 
 from retort.core.keypair import KeyPair
+from retort.core.moment import Moment
 from retort.core.reply import Reply, ReplyKey
 from retort.core.session import Session, SessionStatus
 from retort.core.vfolder import Invitation, Share, VFolder
@@ -35,6 +37,28 @@ class FakeClock:
     def jump(self, seconds: float) -> None:
         """Move the time; backwards too."""
         self._now += dt.timedelta(seconds=seconds)
+
+
+class FakeHost:
+    """Both clocks of a host: one that people set, and one that only its start sets."""
+
+    def __init__(self) -> None:
+        self._now = Moment(START.timestamp(), 1000.0, "0a1b2c3d")
+
+    def __call__(self) -> Moment:
+        return self._now
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self._now = self._now.after(seconds)
+
+    def set_clock(self, seconds: float) -> None:
+        """Set the clock ahead or back."""
+        self._now = dataclasses.replace(self._now, wall_s=self._now.wall_s + seconds)
+
+    def start_anew(self, seconds: float) -> None:
+        """Switch the host off for so long."""
+        self._now = Moment(self._now.wall_s + seconds, 1.0, "ffffffff")
 
 
 class _Memory:

@@ -6,6 +6,7 @@ What depends on the wall clock by its nature is the window of signatures, and it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,7 @@ import pytest
 from tests.e2e.conftest import ROOT, Server, printed, running_server, upload
 from tests.e2e.plain_http import signed
 from tests.e2e.running import create, go_on, sh, start, until, wait_for_file
+from tests.e2e.vfolder_user import User, calls, fetch, patch
 
 pytestmark = pytest.mark.slow
 HOUR = 3600
@@ -45,13 +47,13 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("clock") / "offset"
 
 
-@pytest.fixture(scope="module")
-def server(clock: Path) -> Iterator[Server]:
+@contextlib.contextmanager
+def server_on(clock: Path, state: Path) -> Iterator[Server]:
     site = clock.parent / "site"
-    site.mkdir()
+    site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(SITE)
     with running_server(
-        clock.parent / "state",
+        state,
         PYTHONPATH=f"{site}:{ROOT / 'src'}",
         CLOCK_FILE=str(clock),
         RETORT_RUNS_WALL_S="600",
@@ -60,6 +62,12 @@ def server(clock: Path) -> Iterator[Server]:
         RETORT_RUNS_FORGET_S="900",
         RETORT_KEYS_RATE_LIMIT="1000",
     ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(clock: Path) -> Iterator[Server]:
+    with server_on(clock, clock.parent / "state") as running:
         yield running
 
 
@@ -131,6 +139,29 @@ async def test_a_request_is_repeated_by_its_token_and_counted_over_a_jump(
     again = await _told(api, name, body, token)
     assert again[0] == first[0]
     assert first[1] - 3 <= again[1] < first[1]  # of the window; it neither ends nor fills
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 60 * 24 * HOUR), (0, -400 * 24 * HOUR)])
+async def test_an_upload_goes_on_over_a_jump_and_a_new_server(
+    clock: Path, tmp_path: Path, before: int, after: int
+) -> None:
+    """Days later by the clock its token is good, and the sweep of the start leaves it alone."""
+    jump(clock, before)
+    state = tmp_path / "s"
+    with server_on(clock, state) as first:
+        async with calls(first, first.token) as api:
+            user = User(api, "")
+            name = await user.make()
+            body = {"path": "file", "size": 6}
+            given = await user.ok("POST", f"/folders/{name}/request-upload", **body)
+            assert (await patch(api, given, 0, b"abc")).status == 204
+    jump(clock, after)
+    with server_on(clock, state) as server:
+        async with calls(server, first.token) as api:
+            user = User(api, "")
+            await asyncio.sleep(0.5)  # longer than the sweep takes to begin
+            assert (await patch(api, given, 3, b"def")).status == 204
+            assert (await fetch(user, name, "file")).body == b"abcdef"
 
 
 async def _told(

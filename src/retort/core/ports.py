@@ -220,8 +220,12 @@ class VFolderDisk(Protocol):
         """Remove discarded folders for good; give those that resist, for the next time."""
         ...
 
-    async def sweep(self) -> None:
-        """Remove old uploads, and what interrupted deletions of files left."""
+    async def sweep(self, is_over: Callable[[str], bool]) -> None:
+        """Remove uploads that are over by their id, and what interrupted deletions of files left.
+
+        Args:
+            is_over: called from a thread.
+        """
         ...
 
     async def copy(

@@ -13,8 +13,7 @@ import ctypes
 import functools
 import os
 import stat
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from retort.core import faults
 from retort.errors import FileTooLarge, OffsetMismatch, PathNotFound
@@ -29,6 +28,7 @@ from retort.hostfs.folders import FolderTree, renameat2
 from retort.hostfs.stream import freed_in_thread, in_thread
 
 _RESOLVE = RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS
+_DONE = ".done"
 _MODE = 0o644
 _FOLDER_MODE = 0o755
 _WRITE_BYTES = 1024 * 1024  # collected before a thread writes them
@@ -60,7 +60,7 @@ class Upload:
         self._tree = FolderTree(data, owner=owner)
         self._uploads = uploads
         self._name = upload_id
-        self._done = f"../{upload_id}.done"
+        self._done = f"../{upload_id}{_DONE}"
         self._path = path
         self._size = size
         self._owner = owner
@@ -136,22 +136,21 @@ class Upload:
         os.close(os.open(self._done, flags, 0o600, dir_fd=self._uploads))
 
 
-def sweep_uploads(folder: int, uploads: int, max_age_s: float) -> None:
-    """Remove uploads that nobody went on with for so long, and what deletions left. Blocks.
+def sweep_uploads(folder: int, uploads: int, is_over: Callable[[str], bool]) -> None:
+    """Remove uploads and their marks that are over, and what deletions left. Blocks.
 
     Args:
         folder: what holds `uploads`.
+        is_over: tells it by an upload's id.
     """
-    now = time.time()
     for at in (folder, uploads):
         for name in os.listdir(at):  # noqa: PTH208 - a descriptor, not a path
             raw = os.fsencode(name)
             with contextlib.suppress(FileNotFoundError):
                 status = os.stat(name, dir_fd=at, follow_symlinks=False)
-                is_old = now - status.st_mtime > max_age_s
                 if is_gone_name(raw):
                     remove_tree(at, raw)
-                elif is_old and stat.S_ISREG(status.st_mode):
+                elif stat.S_ISREG(status.st_mode) and is_over(name.removesuffix(_DONE)):
                     os.unlink(name, dir_fd=at)
 
 

@@ -63,13 +63,11 @@ class DiskLimits:
         listing_entries: of a larger folder, so many are listed.
         archive_entries: a folder with more is not sent as a zip.
         counted_entries: a count of what a folder holds stops there.
-        upload_kept_s: seconds for which an upload that nobody goes on with is kept.
     """
 
     listing_entries: int = 100_000
     archive_entries: int = 100_000
     counted_entries: int = 100_000
-    upload_kept_s: float = 86_400.0
 
 
 class HostVFolders:
@@ -118,9 +116,9 @@ class HostVFolders:
         """Remove discarded folders for good; give those that cannot be removed now."""
         return await self._long(functools.partial(self._volume.empty_trash, folder_ids))
 
-    async def sweep(self) -> None:
-        """Remove old uploads and what an interrupted deletion of files left."""
-        await self._long(self._sweep)
+    async def sweep(self, is_over: Callable[[str], bool]) -> None:
+        """Remove uploads that are over and what an interrupted deletion of files left."""
+        await self._long(functools.partial(self._sweep, is_over))
 
     async def copy(
         self,
@@ -420,14 +418,14 @@ class HostVFolders:
         faults.reached(faults.Point.FILES_REMOVED)
         await self._long(functools.partial(remove_tree, uploads, gone))
 
-    def _sweep(self) -> None:
+    def _sweep(self, is_over: Callable[[str], bool]) -> None:
         for folder_id in self._volume.published():
             with (
                 contextlib.suppress(VFolderNotFound),
                 _closing(self._volume.open_folder(folder_id)) as folder,
                 self._uploads(folder_id) as uploads,
             ):
-                sweep_uploads(folder, uploads, self._limits.upload_kept_s)
+                sweep_uploads(folder, uploads, is_over)
 
     def _copy(self, copy: Copy, source: uuid.UUID, target: uuid.UUID) -> None:
         with self._data(source) as old, _closing(self._volume.open_made(target)) as new:

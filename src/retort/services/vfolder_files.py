@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from weakref import WeakValueDictionary
 
 from retort.core.files import Download, Listing, OpenFile
 from retort.core.keypair import KeyPair
-from retort.core.ports import Clock, VFolderDisk
+from retort.core.moment import Moment
+from retort.core.ports import VFolderDisk
 from retort.core.vfolder import Permission, VFolder
 from retort.errors import FileTooLarge, NotPermitted, VFolderOperation
 from retort.services.keypairs import KeyRing
 from retort.services.vfolder_quota import Quotas
-from retort.services.vfolder_tokens import Tokens, Transfer
+from retort.services.vfolder_tokens import Tokens, Transfer, draw_upload_id, end_of_upload
 from retort.services.vfolders import VFolderLookup
 
 
@@ -24,6 +24,7 @@ class VFolderFiles:
     """Calls on files, and the two halves of each transfer: asked for by a key, done by a token.
 
     Args:
+        now: tells the time by both clocks of the host.
         quotas: tells whether a folder can take more.
         secret: of this server; signs the tokens.
         token_s: how long a token is good for.
@@ -35,7 +36,7 @@ class VFolderFiles:
         lookup: VFolderLookup,
         disk: VFolderDisk,
         keys: KeyRing,
-        clock: Clock,
+        now: Callable[[], Moment],
         quotas: Quotas,
         *,
         secret: bytes,
@@ -45,7 +46,7 @@ class VFolderFiles:
         self._lookup = lookup
         self._disk = disk
         self._keys = keys
-        self._clock = clock
+        self._now = now
         self._quotas = quotas
         self._tokens = Tokens(secret)
         self._token_s = token_s
@@ -93,13 +94,12 @@ class VFolderFiles:
         if size > self.max_file_bytes:
             raise FileTooLarge
         await self._quotas.check(seen.folder, size, entries=1)
-        upload_id = secrets.token_hex(16)
+        ends = self._end()
+        upload_id = draw_upload_id(ends)
         async with self._quotas.taking(seen.folder, 0, entries=1):
             await self._disk.begin_upload(seen.folder.id, upload_id, path, size)
         return self._sign(
-            Transfer(
-                "upload", caller.access_key, seen.folder.id, path, self._end(), size, upload_id
-            )
+            Transfer("upload", caller.access_key, seen.folder.id, path, ends, size, upload_id)
         )
 
     async def request_download(self, caller: KeyPair, ref: str, path: str, *, archive: bool) -> str:
@@ -180,6 +180,16 @@ class VFolderFiles:
             return await self._disk.open_file(folder.id, transfer.path)
         return await self._disk.open_zip(folder.id, transfer.path, folder.name)
 
+    async def sweep(self) -> None:
+        """Remove uploads that nobody can go on with, and what cut off deletions left."""
+        now = self._now()
+
+        def is_over(upload_id: str) -> bool:
+            ends = end_of_upload(upload_id)
+            return upload_id not in self._uploading and (ends is None or ends.is_over(now))
+
+        await self._disk.sweep(is_over)
+
     # --- below ------------------------------------------------------------------------------
 
     async def _id(
@@ -190,14 +200,14 @@ class VFolderFiles:
     def _sign(self, transfer: Transfer) -> str:
         return self._tokens.sign(transfer)
 
-    def _end(self) -> int:
-        return int(self._clock.now().timestamp() + self._token_s)
+    def _end(self) -> Moment:
+        return self._now().after(self._token_s)
 
     async def _read(
         self, token: str, operation: str, needed: Permission
     ) -> tuple[Transfer, VFolder]:
         """Read a token whose owner may still do what it says."""
-        transfer = self._tokens.read(token, operation, self._clock.now().timestamp())
+        transfer = self._tokens.read(token, operation, self._now())
         caller = await self._caller(transfer)
         seen = await self._lookup.visible_by_id(caller, transfer.folder_id, needed)
         return transfer, seen.folder

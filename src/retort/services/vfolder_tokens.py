@@ -11,12 +11,15 @@ import binascii
 import dataclasses
 import hashlib
 import hmac
+import secrets
 import uuid
 
 import msgspec
 
+from retort.core.moment import Moment, moment_of
 from retort.errors import NotPermitted
 
+_RANDOM_BYTES = 16  # of an upload's id
 _MAX_CHARS = 16 * 1024  # a path has 4095 bytes, each up to six characters in JSON, some of them
 
 
@@ -27,7 +30,7 @@ class Transfer:
     Attributes:
         operation: "upload" or "download".
         access_key: of the caller it was given to.
-        expires_at: seconds since 1970.
+        ends: from then on it is good for nothing.
         size: of an upload.
         upload_id: of an upload, hex digits.
         is_archive: a directory is sent as a zip.
@@ -37,7 +40,7 @@ class Transfer:
     access_key: str
     folder_id: uuid.UUID
     path: str
-    expires_at: int
+    ends: Moment
     size: int = 0
     upload_id: str = ""
     is_archive: bool = False
@@ -59,7 +62,7 @@ class Tokens:
         said = _encode(msgspec.json.encode(transfer))
         return f"{said}.{_encode(self._mac(said))}"
 
-    def read(self, token: str, operation: str, now: float) -> Transfer:
+    def read(self, token: str, operation: str, now: Moment) -> Transfer:
         """Give what a token allows.
 
         Raises:
@@ -70,15 +73,28 @@ class Tokens:
             _encode(self._mac(said)).encode(), mac.encode("utf-8", "replace")
         ):
             raise NotPermitted("The token is not valid")
-        transfer = self._decoder.decode(_decode(said))
+        try:
+            transfer = self._decoder.decode(_decode(said))
+        except msgspec.DecodeError:  # signed by an earlier version
+            raise NotPermitted("The token is not valid") from None
         if transfer.operation != operation:
             raise NotPermitted("The token is not for this")
-        if transfer.expires_at <= now:
+        if transfer.ends.is_over(now):
             raise NotPermitted("The token has ended")
         return transfer
 
     def _mac(self, said: str) -> bytes:
         return hmac.digest(self._key, said.encode("utf-8", "replace"), hashlib.sha256)
+
+
+def draw_upload_id(ends: Moment) -> str:
+    """Draw an id that tells when the upload's token ends, so that what is left can be removed."""
+    return secrets.token_hex(_RANDOM_BYTES) + ends.hex()
+
+
+def end_of_upload(upload_id: str) -> Moment | None:
+    """Give when an upload ends; None: it is not an id of ours."""
+    return moment_of(upload_id[2 * _RANDOM_BYTES :])
 
 
 def _encode(raw: bytes) -> str:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from retort.config import Config
+from retort.core.moment import Moment
 from retort.services.keypairs import KeyRing
 from retort.sql.engine import Database, sqlite_url
 from retort.sql.keypairs import SqlKeyPairs
 from retort.sql.migrations import migrate
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class SystemClock:
@@ -31,6 +36,16 @@ class SteadyClock:
     def now(self) -> dt.datetime:
         """Give the time since the host's start, as aware UTC since 1970."""
         return dt.datetime.fromtimestamp(time.clock_gettime(time.CLOCK_BOOTTIME), dt.UTC)
+
+
+def host_moment() -> Moment:
+    """Give the present time by both of the host's clocks."""
+    return Moment(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), _boot())
+
+
+@functools.cache
+def _boot() -> str:
+    return _BOOT_ID.read_text("ascii")[:8]
 
 
 def open_database(config: Config) -> Database:

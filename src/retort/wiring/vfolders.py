@@ -15,7 +15,7 @@ from retort.api.storage import StorageRoutes
 from retort.api.tasks import TaskRoutes
 from retort.api.vfolders import VFolderRoutes
 from retort.config import Config
-from retort.core.ports import Clock, VFolderDisk, VFolderStore
+from retort.core.ports import Clock, VFolderStore
 from retort.hostfs.vfolder_disk import DiskLimits, HostVFolders
 from retort.hostfs.volume import Volume
 from retort.services.keypairs import KeyRing
@@ -27,6 +27,7 @@ from retort.services.vfolder_sharing import VFolderSharing
 from retort.services.vfolders import VFolderLookup
 from retort.sql.engine import Database
 from retort.sql.vfolders import SqlVFolders
+from retort.wiring.store import host_moment
 
 log = structlog.get_logger()
 
@@ -87,7 +88,6 @@ async def open_vfolders(
             listing_entries=config.http.listing_entries,
             archive_entries=config.http.archive_entries,
             counted_entries=config.vfolders.counted_entries,
-            upload_kept_s=config.vfolders.token_s,
         ),
     )
     stack.callback(disk.close)
@@ -102,7 +102,7 @@ async def open_vfolders(
         lookup,
         disk,
         keys,
-        clock,
+        host_moment,
         quotas,
         secret=secret,
         token_s=config.vfolders.token_s,
@@ -110,7 +110,7 @@ async def open_vfolders(
     )
     stack.push_async_callback(life.close)
     stack.push_async_callback(tasks.close)
-    sweeping = asyncio.ensure_future(_sweep_forever(disk))
+    sweeping = asyncio.ensure_future(_sweep_forever(files))
     stack.callback(sweeping.cancel)
     base_url, base_path = config.server.public_url, config.server.base_path
     return VFolderParts(
@@ -126,11 +126,11 @@ async def open_vfolders(
     )
 
 
-async def _sweep_forever(disk: VFolderDisk) -> None:
+async def _sweep_forever(files: VFolderFiles) -> None:
     """Remove what uploads and deletions left, now and every hour."""
     while True:
         try:
-            await disk.sweep()
+            await files.sweep()
         except Exception as exc:  # the next time it may go
             log.error("vfolder.sweep_failed", reason=str(exc))
         await asyncio.sleep(SWEEP_S)

@@ -254,16 +254,20 @@ async def test_a_directory_is_not_replaced_by_an_upload(disk: HostVFolders, data
         await put(disk, "late/../sub/../late", b"abc", upload="cd" * 16)
 
 
-async def test_old_uploads_and_leftovers_are_swept(disk: HostVFolders, data: Path) -> None:
+async def test_uploads_that_are_over_and_leftovers_are_swept(
+    disk: HostVFolders, data: Path
+) -> None:
     uploads = data.parent / "uploads"
     await disk.begin_upload(ID, UPLOAD, "file", 3)
     await disk.begin_upload(ID, "cd" * 16, "file", 3)
-    os.utime(uploads / UPLOAD, (0, 0))
+    for name in (UPLOAD, "cd" * 16):
+        (data.parent / f"{name}.done").touch()
     (uploads / "gone-x" / "deep").mkdir(parents=True)
 
-    await disk.sweep()
+    await disk.sweep(lambda upload_id: upload_id == UPLOAD)
 
     assert below(uploads) == ["cd" * 16]
+    assert sorted(p.name for p in data.parent.iterdir()) == [f"{'cd' * 16}.done", "data", "uploads"]
 
 
 async def test_a_zip_has_everything_but_links_and_its_promised_length(
