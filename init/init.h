@@ -57,6 +57,7 @@ bool parse_exec(const void *bytes, size_t length, int descriptor_count, struct e
 
 pid_t process_spawn(int cgroup, int *pidfd);	/* fork; 0 in the child; -1 and errno */
 pid_t process_reap(int *status, struct rusage *usage);	/* 0: none ready, -1: no child at all */
+void process_await_memory(void);	/* of the dead: what the host kernel frees a little later */
 int process_signal(pid_t pid, int signal);	/* pid < 0: its process group */
 int process_signal_all(const struct init *in, int signal);
 int process_signal_session(pid_t session);	/* SIGKILL; how many were alive */
@@ -257,6 +258,7 @@ struct init {
 	bool is_blocked;		/* the peer's buffer is full */
 	bool is_accept_paused;		/* out of descriptors or memory: try again later */
 	bool is_childless;		/* the last wait found no child */
+	bool has_killed;		/* since the last step ended; else SIGKILL is the host kernel's */
 	struct filter filter;
 	struct score score;
 	struct rlimit descriptor_limit;	/* as found, for programs; init's own is raised */

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "init.h"
@@ -46,6 +47,20 @@ pid_t process_reap(int *status, struct rusage *usage)
 {
 	/* __WALL: also what was cloned with another exit signal than SIGCHLD. */
 	return wait4(-1, status, WNOHANG | __WALL, usage);
+}
+
+/*
+ * The memory of an internet socket comes back a grace period (RCU) after its close, so after the end
+ * of the process that held it. Until then the group may stand above its limit, for what arrives at
+ * a socket is charged all the same; and whoever asks for a page is then killed: init, if nobody else
+ * is left. Nothing tells when it is over (two grace periods by membarrier(2) were too short, for
+ * then the freeing only begins), so this is a time: long for any machine, short beside a kill.
+ */
+void process_await_memory(void)
+{
+	const struct timespec pause = { .tv_nsec = 100000000 };
+
+	nanosleep(&pause, NULL);	/* takes no memory itself */
 }
 
 int process_signal(pid_t pid, int signal)

@@ -48,16 +48,21 @@ static void reap_ready(struct init *in)
 {
 	int status;
 	struct rusage usage;
+	bool was_killed = false;
 	pid_t pid;
 
 	while ((pid = process_reap(&status, &usage)) > 0) {
 		struct step *step = step_of_pid(in, pid);
+		was_killed |= WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
 		if (pid == in->standby.pid)
 			standby_lost(&in->standby);
 		else if (step)
 			main_ended(step, status, &usage);
 	}
 	in->is_childless = pid < 0 && errno == ECHILD;
+	/* Before anything is sent or made, as that takes memory. */
+	if (was_killed && !in->has_killed)
+		process_await_memory();
 }
 
 static int count_state(const struct init *in, int state)
@@ -94,10 +99,14 @@ static bool is_over(struct init *in, const struct step *step)
 {
 	if (step->flags & RETORT_EXEC_KEEP_BACKGROUND)
 		return true;
-	if (others_run(in))
+	if (others_run(in)) {
+		in->has_killed = true;
 		return process_signal_session(step->pid) == 0;
-	if (!in->is_childless)
+	}
+	if (!in->is_childless) {
+		in->has_killed = true;
 		process_signal_all(in, SIGKILL);
+	}
 	return in->is_childless;
 }
 
@@ -113,18 +122,20 @@ void reap(struct init *in)
 		/* Only in a sandbox: elsewhere (tests) they would be the host's. */
 		if (in->is_pid1 && in->is_childless && !(step->flags & RETORT_EXEC_KEEP_BACKGROUND))
 			ipc_remove_all();
+		in->has_killed = false;
 		/* Without a server it is found by LIST. */
 		step->owes_exit = in->is_greeted;
 	}
 }
 
 /* 0 or an errno. A number of a process is used only while it is ours: not reaped. */
-static int kill_step(const struct init *in, const struct step *step, int signal, uint32_t scope)
+static int kill_step(struct init *in, const struct step *step, int signal, uint32_t scope)
 {
 	bool has_main = step && (step->state == RETORT_STATE_STARTING ||
 				 step->state == RETORT_STATE_RUNNING);
 	int result;
 
+	in->has_killed |= signal == SIGKILL && has_main;
 	if (scope == RETORT_SCOPE_EVERYTHING)
 		result = process_signal_all(in, signal);
 	else if (has_main)

@@ -121,6 +121,10 @@ pid_t process_reap(int *status, struct rusage *usage)
 	return is_any ? 0 : -1;
 }
 
+void process_await_memory(void)
+{
+}
+
 int process_signal(pid_t pid, int number)
 {
 	struct child *child = find(pid < 0 ? -pid : pid);

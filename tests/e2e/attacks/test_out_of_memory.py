@@ -8,7 +8,8 @@ import tempfile
 
 import pytest
 
-from .box import MEMORY, MIB, Box
+from .box import MEMORY, MIB, Box, outside_c
+from .conftest import NewBox
 
 pytestmark = pytest.mark.slow
 
@@ -105,5 +106,49 @@ time.sleep(600)
 """
     for _ in range(2):
         ended = await box.python(code)
+        assert ended.answer["outcome"] == "out-of-memory", ended
+        await box.works()
+
+
+FLOOD = """
+#include <arpa/inet.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+static char bytes[60000], touched[4 << 20];
+static int ends[900];
+int main(void)
+{
+    struct sockaddr_in to = { .sin_family = AF_INET };
+    socklen_t size = sizeof(to);
+    int from = socket(AF_INET, SOCK_DGRAM, 0);
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    for (int i = 0; i < 900; i++) {
+        to.sin_port = 0;
+        ends[i] = socket(AF_INET, SOCK_DGRAM, 0);
+        if (ends[i] < 0 || bind(ends[i], (void *)&to, sizeof(to)))
+            return 2;
+    }
+    /* All are open by now: nothing but what arrives is charged until the end. */
+    for (int i = 0; i < 900; i++) {
+        if (getsockname(ends[i], (void *)&to, &size))
+            return 3;
+        for (int n = 0; n < 5; n++)
+            sendto(from, bytes, sizeof(bytes), MSG_DONTWAIT, (void *)&to, sizeof(to));
+    }
+    memset(touched, 1, sizeof(touched));
+    return 0;
+}
+"""
+
+
+async def test_init_outlives_memory_that_comes_back_late(new_box: NewBox) -> None:
+    """Buffers of sockets go beyond the limit, and their memory is free after their process."""
+    box = await new_box(mem=64 * MIB)
+    if box.walls["memory"] != "cgroup-v2":
+        pytest.skip("v1 has a limit of its own for them")
+    assert outside_c(FLOOD).returncode == 0, "control"
+    for _ in range(5):
+        ended = await box.c(FLOOD)
         assert ended.answer["outcome"] == "out-of-memory", ended
         await box.works()
