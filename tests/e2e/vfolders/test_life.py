@@ -59,6 +59,62 @@ async def test_what_cannot_be_made_is_refused(
     assert await ann.ok("GET", "/folders") == []
 
 
+CREATED = (  # spec 10.2, as are the others
+    "id name quota_scope_id host usage_mode permission max_size creator ownership_type user group "
+    "cloneable status"
+)
+LISTED = (
+    "name id quota_scope_id host status usage_mode created_at is_owner permission user group "
+    "creator user_email group_name ownership_type type unmanaged_path cloneable max_files max_size cur_size"
+)
+TOLD = (
+    "name id host quota_scope_id status numFiles num_files used_bytes created created_at last_used "
+    "user group type is_owner permission usage_mode cloneable max_size cur_size"
+)
+
+
+async def test_answers_have_every_field_of_the_specification(ann: User, bob: User) -> None:
+    name = f"f-{uuid.uuid4().hex[:10]}"
+    made = await ann.ok("POST", "/folders", 201, name=name, cloneable=True)
+    assert set(CREATED.split()) == made.keys()
+    assert made["max_size"] is None
+    (listed,) = await ann.ok("GET", "/folders")
+    assert set(LISTED.split()) <= listed.keys()
+    assert set(TOLD.split()) <= (await ann.ok("GET", f"/folders/{name}")).keys()
+    copy = await ann.ok("POST", f"/folders/{name}/clone", 201, target_name=f"{name}-c")
+    assert {*CREATED.split(), "bgtask_id"} == copy.keys()
+
+    await ann.put(name, "file", b"x")
+    found = await ann.ok("GET", f"/folders/{name}/files", path=".")
+    assert {"name", "type", "size", "mode", "created", "modified"} <= found["items"][0].keys()
+    (entry,) = json.loads(found["files"])
+    assert {"filename", "size", "mode", "ctime", "atime", "mtime"} <= entry.keys()
+
+    await ann.ok("POST", f"/folders/{name}/invite", 201, emails=[bob.email], perm="ro")
+    (sent,) = (await ann.ok("GET", "/folders/invitations/list-sent"))["invitations"]
+    fields = "id inviter invitee perm state created_at modified_at vfolder_id vfolder_name"
+    assert set(fields.split()) == sent.keys()
+    await bob.ok("POST", "/folders/invitations/accept", inv_id=sent["id"])
+    (shared,) = (await ann.ok("GET", "/folders/_/shared"))["shared"]
+    fields = "vfolder_id vfolder_name status owner type shared_to perm"
+    assert set(fields.split()) == shared.keys()
+    assert shared["shared_to"].keys() == {"uuid", "email"}
+
+
+async def test_only_its_owner_changes_a_folder(ann: User, bob: User) -> None:
+    name = await ann.make()
+    await share(ann, bob, name, "wd")
+    for call, body in (("rename", {"new_name": "x"}), ("update-options", {"permission": "ro"})):
+        answer = await bob.ask("POST", f"/folders/{name}/{call}", **body)
+        check_problem(answer, 400, "vfolder-operation-failed")
+    answer = await ann.ask("POST", f"/folders/{name}/update-options", permission="all")
+    check_problem(answer, 400, "invalid-api-params")
+    no_folder(await ann.ask("POST", "/folders/none/update-options", permission="ro"))
+    await ann.ok("POST", f"/folders/{name}/update-options", 201, cloneable=True, permission=None)
+    told = await ann.ok("GET", f"/folders/{name}")
+    assert (told["cloneable"], told["permission"]) == (True, "rw")
+
+
 async def test_a_name_is_taken_once(ann: User, bob: User) -> None:
     name = await ann.make()
     check_problem(await ann.ask("POST", "/folders", name=name), 400, "vfolder-already-exists")
