@@ -65,7 +65,8 @@ CREATED = (  # spec 10.2, as are the others
 )
 LISTED = (
     "name id quota_scope_id host status usage_mode created_at is_owner permission user group "
-    "creator user_email group_name ownership_type type unmanaged_path cloneable max_files max_size cur_size"
+    "creator user_email group_name ownership_type type unmanaged_path cloneable "
+    "max_files max_size cur_size"
 )
 TOLD = (
     "name id host quota_scope_id status numFiles num_files used_bytes created created_at last_used "
