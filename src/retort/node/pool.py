@@ -23,7 +23,6 @@ from retort.errors import RetortError
 from retort.node import reserve
 from retort.node.boxes import Box, Boxes
 from retort.node.demand import Demand
-from retort.node.run_book import journal_path
 
 log = structlog.get_logger()
 
@@ -142,7 +141,6 @@ class Pool:
         try:
             if box.place.placed is not None:
                 await asyncio.shield(box.place.placed)
-            journal_path(folder).touch(0o600)  # a new file takes up to 1 ms on a full disk
         except BaseException:
             self._discard(box)
             raise

@@ -149,19 +149,29 @@ class Launcher:
         seen = view(spec, handed, self._base, system=self._system, masks=self._masks)
         return [*self._as_uid(spec.host_uid), str(self._bwrap), *seen]
 
-    async def start(self, spec: SandboxSpec, folder: Path) -> Sandbox:
+    async def start(
+        self,
+        spec: SandboxSpec,
+        folder: Path,
+        *,
+        meanwhile: Callable[[], None] | None = None,
+        on_spawned: Callable[[], None] | None = None,
+    ) -> Sandbox:
         """Start one sandbox and wait until its init runs.
 
         Args:
             spec: how it looks.
             folder: for the socket; made with mode 0700 if missing.
+            meanwhile: called by the spawner thread once bubblewrap is at work, if it may wait for
+                the disk; what it raises is ours.
+            on_spawned: called after that; init's socket listens, so that one can connect to it.
 
         Raises:
             SandboxFault: phase "launch", with bubblewrap's own message; nothing is left running.
         """
         self._check(spec)
         loop = asyncio.get_running_loop()
-        spawning = loop.run_in_executor(self._spawner, self._spawn, spec, folder)
+        spawning = loop.run_in_executor(self._spawner, self._spawn, spec, folder, meanwhile)
         try:
             spawned = await asyncio.shield(spawning)
         except asyncio.CancelledError:
@@ -170,6 +180,8 @@ class Launcher:
         except OSError as exc:
             raise SandboxFault("launch", f"{self._bwrap}: {exc}") from exc
         try:
+            if on_spawned is not None:
+                on_spawned()
             async with asyncio.timeout(START_S):
                 return await self._came_up(spec, folder, spawned)
         except TimeoutError as exc:
@@ -263,7 +275,9 @@ class Launcher:
         if not self._is_root and spec.host_uid not in (None, os.geteuid()):
             raise SandboxFault("launch", f"only root can start as uid {spec.host_uid}")
 
-    def _spawn(self, spec: SandboxSpec, folder: Path) -> _Spawned:
+    def _spawn(
+        self, spec: SandboxSpec, folder: Path, meanwhile: Callable[[], None] | None
+    ) -> _Spawned:
         """Run bubblewrap (in the spawner thread)."""
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
 
@@ -285,7 +299,14 @@ class Launcher:
                 is_leader=True,
             )
             ours.pop_all()  # the caller's from here
-            return _Spawned(monitor, info[0], ready[0], complaint[0])
+        spawned = _Spawned(monitor, info[0], ready[0], complaint[0])
+        try:
+            if meanwhile is not None:
+                meanwhile()
+        except BaseException:
+            spawned.abandon()
+            raise
+        return spawned
 
     async def _came_up(self, spec: SandboxSpec, folder: Path, spawned: _Spawned) -> Sandbox:
         """Learn init's pid, and that bubblewrap has become init."""

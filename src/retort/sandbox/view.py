@@ -8,6 +8,7 @@ Source: bwrap(1); DESIGN 3.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,10 +169,13 @@ def _tmpfs(place: str, size_bytes: int, mode: str) -> tuple[str, ...]:
 
 
 def masks_of(base: Base) -> Iterator[str]:
-    """Cover the host-wide files of /proc that this host has with an empty one."""
-    for place in MASKED:
-        if Path(place).exists():
-            yield from ("--ro-bind", str(base.empty), place)
+    """Cover the host-wide files of /proc that this host has with an empty one.
+
+    Not those that only the host's root may read: no sandbox has its uid, and a mount takes 0.2 ms.
+    """
+    for place in map(Path, MASKED):
+        if place.exists() and place.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
+            yield from ("--ro-bind", str(base.empty), str(place))
 
 
 def _places(mounts: Sequence[Mount]) -> Iterator[str]:

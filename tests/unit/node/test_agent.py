@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,17 @@ class Launcher:
         self.failure: Exception | None = None
         self.killed: list[Sandbox] = []
 
-    async def start(self, spec: SandboxSpec, folder: Path) -> Sandbox:
+    async def start(
+        self,
+        spec: SandboxSpec,
+        folder: Path,
+        *,
+        meanwhile: Callable[[], None],
+        on_spawned: Callable[[], None],
+    ) -> Sandbox:
         folder.mkdir()  # noqa: ASYNC240 - a double has nothing else to do
+        meanwhile()
+        on_spawned()
         if self.failure is not None:
             raise self.failure
         return Sandbox(Identity(1, 1), -1, folder / "init.sock", folder, spec.host_uid)
@@ -104,6 +114,7 @@ async def test_a_sandbox_whose_init_does_not_answer_is_ended(
     node: LocalNode, launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(boxes, "CONNECT_S", 0.05)
+    monkeypatch.setattr(boxes, "START_S", 0.0)
     for count in (1, 2):
         with pytest.raises(SandboxFault, match="init"):
             await node.create(session())
@@ -152,6 +163,7 @@ async def test_what_ends_slowly_holds_up_no_start_and_keeps_its_uid(
     monkeypatch.setattr(boxes, "end_stray", end_slowly)
     monkeypatch.setattr(boxes, "SWEEP_S", 0.01)
     monkeypatch.setattr(boxes, "CONNECT_S", 0.05)
+    monkeypatch.setattr(boxes, "START_S", 0.0)
     async with asyncio.timeout(5):
         await node.sweep()
     with pytest.raises(SandboxFault, match="all 1 host uids are taken"):
