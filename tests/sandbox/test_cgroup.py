@@ -154,11 +154,16 @@ def test_a_process_that_has_ended_cannot_be_moved(session: SessionGroup) -> None
         session.add(process.pid)
 
 
-def test_leftover_groups_are_swept(groups: Groups) -> None:
-    session = groups.session("old", LIMITS)
-    assert session is not None
+def test_leftover_groups_are_swept_and_new_ones_are_not(groups: Groups) -> None:
+    earlier = Groups(groups.mode, groups._folders)  # as a killed server left it
+    old, new = earlier.session("old", LIMITS), groups.session("new", LIMITS)
+    assert old is not None
+    assert new is not None
     groups.sweep()
-    assert not session._folders["memory"].exists()
+    assert not old._folders["memory"].exists()
+    assert all(folder.exists() for folder in new._folders.values())  # its init is on its way
+    groups.sweep()
+    assert not new._folders["memory"].exists()
 
 
 @pytest.mark.parametrize("text", ["", "garbage\n", "12:memory:/x\n"])

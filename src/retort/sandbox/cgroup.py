@@ -46,6 +46,7 @@ class Groups:
         self.controllers = frozenset(folders)
         self.why_none = why_none
         self._folders = folders
+        self._made: set[str] | None = set()  # by this server, until the first sweep
 
     def __repr__(self) -> str:
         return f"<Groups {self.mode.value} {sorted(self.controllers)}>"
@@ -58,6 +59,8 @@ class Groups:
         """
         if self.mode is Mode.NONE:
             return None
+        if self._made is not None:
+            self._made.add(name)  # before there is anything that a sweep could see
         folders = {key: folder / name for key, folder in self._folders.items()}
         return make_session_group(self.mode, folders, limits)
 
@@ -69,12 +72,19 @@ class Groups:
         return SessionGroup(self.mode, folders).counted.oom_kills
 
     def sweep(self) -> None:
-        """Remove the groups of sessions that an earlier server left and that are empty."""
+        """Remove the groups of sessions that an earlier server left and that are empty.
+
+        Not those that this one made since its start: they are empty until their init is moved in.
+        """
+        own = self._made or ()
         for folder in dict.fromkeys(self._folders.values()):
-            remove([session for session in folder.iterdir() if session.is_dir()])
+            left = [session for session in folder.iterdir() if session.is_dir()]
+            remove([session for session in left if session.name not in own])
+        self._made = None
 
     def close(self) -> None:
         """Remove the subtree, as far as it is empty."""
+        self._made = None
         self.sweep()
         remove(self._folders.values())
 
