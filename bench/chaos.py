@@ -58,7 +58,7 @@ class DoesNotStart(Exception):
 def main() -> int:
     """Run; exit 0 when every promise was kept and nothing is left."""
     parser = argparse.ArgumentParser(prog="python -m bench.chaos", description=__doc__)
-    parser.add_argument("--kills", type=int, default=540, help="deaths of the server [540]")
+    parser.add_argument("--kills", type=int, default=560, help="deaths of the server [560]")
     parser.add_argument("--clients", type=int, default=8, help="at the same time [8]")
     parser.add_argument("--folders", type=int, default=4, help="clients of virtual folders [4]")
     parser.add_argument("--seed", type=int, default=None, help="draws the same again")
