@@ -1,6 +1,6 @@
 """Attacks through the build step (attacks.md, G): the compiler is hostile code like any other."""
 
-# ruff: noqa: ASYNC240 - a test may block
+# ruff: noqa: ASYNC221, ASYNC240 - a test may block
 
 from __future__ import annotations
 
@@ -82,7 +82,13 @@ async def test_an_include_of_standard_input_ends_at_once(box: Box) -> None:
 @pytest.mark.parametrize(
     "path", ["/etc/shadow", "/root/.bashrc", "/proc/1/environ", "/var/lib/retort/retort.db"]
 )
-async def test_an_include_shows_nothing_of_the_host(box: Box, path: str) -> None:
+async def test_an_include_shows_nothing_of_the_host(box: Box, tmp_path: Path, path: str) -> None:
+    (tmp_path / "secret").write_text("root:*:0\n")
+    (tmp_path / "main.c").write_text(f'#include "{tmp_path}/secret"\n')
+    control = subprocess.run(
+        ["gcc", "-c", "main.c"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "root:" in control.stderr, "control: a compiler shows what it may read"
     await box.put_named({"main.c": f'#include "{path}"\nint main(void) {{ return 0; }}\n'})
     ended = await box.sh("true", build="*")
     assert ended.told == ("exited", 127, None), ended
@@ -142,7 +148,10 @@ NAMES = [
 ]
 
 
-async def test_names_of_sources_are_names_and_nothing_else(box: Box) -> None:
+async def test_names_of_sources_are_names_and_nothing_else(box: Box, tmp_path: Path) -> None:
+    naive = f"gcc -c {NAMES[4]}"
+    subprocess.run(["/bin/bash", "-c", naive], cwd=tmp_path, capture_output=True, check=False)
+    assert (tmp_path / "pwned").exists(), "control: a name that is not quoted is a command"
     made = "import os\n" + "".join(
         f"open({name!r}, 'w').write('int f{n}(void) {{ return {n}; }}')\n"
         for n, name in enumerate(NAMES)

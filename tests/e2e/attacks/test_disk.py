@@ -41,8 +41,10 @@ async def download(box: Box, *paths: str) -> tuple[int, int]:
 # --- C1, C2: too much ---------------------------------------------------------------------------
 
 
-async def test_a_full_disk_is_the_verdict_and_can_be_emptied(box: Box) -> None:
-    ended = await box.sh("for n in {1..9}; do head -c 16M /dev/zero >fill$n || exit 1; done")
+async def test_a_full_disk_is_the_verdict_and_can_be_emptied(box: Box, tmp_path: Path) -> None:
+    fill = "for n in {1..9}; do head -c 16M /dev/zero >fill$n || exit 1; done"
+    subprocess.run(["/bin/bash", "-c", fill], cwd=tmp_path, check=True)  # control
+    ended = await box.sh(fill)
     assert ended.told == ("disk-full", 1, None), ended
     used = sum(entry["size"] for entry in (await listing(box))[0])
     assert used <= SCRATCH
