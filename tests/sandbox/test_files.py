@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,11 +117,36 @@ def init_base(place: Path) -> Base:
 Open = Callable[..., Awaitable[Session]]
 
 
+def host_of(place: Path) -> dict[str, object]:
+    """Take down what an attack could change outside; names of open files, without numbers."""
+    passwd = Path("/etc/passwd").stat()
+    opened: Counter[str] = Counter()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            opened[str(entry.readlink()).partition(":[")[0]] += 1
+    return {
+        "mounts": [
+            line
+            for line in Path("/proc/self/mountinfo").read_text().splitlines()
+            if str(place) in line
+        ],
+        "passwd": (passwd.st_ino, passwd.st_size, passwd.st_mtime_ns),
+        "processes": sorted(
+            pid
+            for task in Path("/proc/self/task").iterdir()
+            for pid in (task / "children").read_text().split()
+        ),
+        "descriptors": opened,
+    }
+
+
 @pytest.fixture
 async def opened(init_base: Base, host_uids: HostUids | None, place: Path) -> AsyncIterator[Open]:
     assert BWRAP is not None
+    before = host_of(place)
     launcher = Launcher(Path(BWRAP), init_base)
     made = []
+    sessions = []
 
     async def one(limits: FileLimits | None = None, **fields: object) -> Session:
         uid = host_uids.acquire() if host_uids else None
@@ -138,15 +164,19 @@ async def opened(init_base: Base, host_uids: HostUids | None, place: Path) -> As
             os.close(fd)
         made.append((sandbox, client, uid))
         await mount_folders(launcher, sandbox, spec.mounts)
-        return Session(client, SessionFiles(client, limits or FileLimits()), uid)
+        sessions.append(Session(client, SessionFiles(client, limits or FileLimits()), uid))
+        return sessions[-1]
 
     yield one
+    for session in sessions:
+        assert await session.sh("echo fine") == "fine\n"  # whatever was done to it
     for sandbox, client, uid in made:
         client.close()
         await launcher.kill(sandbox)
         if host_uids and uid:
             host_uids.release(uid)
     launcher.close()
+    assert host_of(place) == before
 
 
 @pytest.fixture
