@@ -451,8 +451,17 @@ class RunEngine:
         self._advance(run, StepEnded(self._stepper.failed()))
 
     def _step_exited(self, step: Step, end: StepExit) -> None:
-        if self._step is not step:
-            return
+        if self._stepper.is_beyond_limit:
+            self._later(self._step_exited_late(step, end))
+        elif self._step is step:
+            self._step_ended(step, end)
+
+    async def _step_exited_late(self, step: Step, end: StepExit) -> None:
+        await self._stepper.memory_is_back()
+        if self._step is step:
+            self._step_ended(step, end)
+
+    def _step_ended(self, step: Step, end: StepExit) -> None:
         run, build = step.run, step.build
         if run.is_late(end.ended_ns) and not run.is_ended:
             self._out_of_time(run, Stop.WALL)

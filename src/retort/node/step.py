@@ -35,6 +35,8 @@ from retort.sandbox.step_values import ExecStep, Started, StepExit, StepRecord
 
 HOME = b"/home/work"
 TAG_BYTES = 128
+MEMORY_BACK_S = 5.0  # the memory of dead sockets is back in some milliseconds
+MEMORY_LOOK_S = 0.010
 
 RLimits = tuple[tuple[int, int, int], ...]
 
@@ -274,7 +276,7 @@ class Stepper:
                 self._loop,
                 run,
                 step.pipes,
-                lambda: self._client.is_waiting(step.number),
+                lambda: self._is_waiting(step),
                 self._spawn,
             )
             if run.typed and not step.is_started:
@@ -286,6 +288,23 @@ class Stepper:
             step.cpu_watch = CpuWatch(
                 self._loop, group.cpu_us, left_us, lambda: self._on_limit(step, Stop.CPU)
             )
+
+    @property
+    def is_beyond_limit(self) -> bool:
+        """Whether init may not be asked for anything, for the host kernel would kill it for that.
+
+        Whatever it is asked for takes some memory, and its session is charged for too much already.
+        """
+        return (group := self._place.group) is not None and group.is_beyond_limit
+
+    async def memory_is_back(self) -> None:
+        """Wait until init may be asked again, or for `MEMORY_BACK_S`."""
+        ends_at = self._loop.time() + MEMORY_BACK_S
+        while self.is_beyond_limit and self._loop.time() < ends_at:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(MEMORY_LOOK_S)
+
+    async def _is_waiting(self, step: Step) -> bool:
+        return not self.is_beyond_limit and await self._client.is_waiting(step.number)
 
     def _cpu_rlimit(self, run: LiveRun) -> RLimits:
         """Give the next best where nothing counts CPU time over all processes: one each."""

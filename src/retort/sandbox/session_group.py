@@ -163,6 +163,18 @@ class SessionGroup:
         now, before = self._cpu(), self._before.cpu
         return now.total_us - before.total_us if now and before else None
 
+    @property
+    def is_beyond_limit(self) -> bool:
+        """Whether more memory is charged than the limit allows: whoever asks for more is killed.
+
+        On v2 what arrives at sockets is charged all the same; never so on v1.
+        """
+        if self._mode is not Mode.V2:
+            return False
+        memory = self._folders["memory"]
+        now, limit = _number(f"{memory}/memory.current"), _number(f"{memory}/memory.max")
+        return now is not None and limit is not None and now > limit
+
     def close(self) -> None:
         """Let go of the group, and leave it as it is."""
         if self._peak >= 0:

@@ -323,6 +323,7 @@ async def test_init_takes_no_harm_from_the_programs_it_starts(box: Box) -> None:
     assert "opened mem" not in ended.out
     assert "opened fd" not in ended.out
     assert "opened environ" not in ended.out
+    assert "opened oom_score_adj" not in ended.out  # who goes first when memory is short
     await box.works()
 
 

@@ -598,9 +598,30 @@ class DeadlyGroup:
     """A session's group that saw the host kernel kill for want of memory."""
 
     counted = None
+    is_beyond_limit = False
 
     def take(self) -> Measured:
         return Measured(oom_kills=2)
+
+
+async def test_init_is_asked_for_nothing_while_its_session_is_charged_for_too_much(
+    init: ScriptedInit,
+) -> None:
+    image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
+    group = DeadlyGroup()
+    runner = Runner(init, image, {}, (), RunSettings(), Place(group))  # type: ignore[arg-type]
+    await begun(runner)
+    init.steps[-1].start()
+    group.is_beyond_limit = True
+    await init.steps[-1].end(137)
+    assert runner.is_busy
+    assert init.released == []
+    group.is_beyond_limit = False
+    answer = await runner.execute(going_on(), 5)
+    assert answer.verdict is not None
+    assert (answer.exit_code, answer.verdict.outcome) == (137, Outcome.OUT_OF_MEMORY)
+    await settle()
+    assert init.released == [init.steps[-1].number]
 
 
 async def test_a_session_whose_init_was_killed_for_memory_says_so(init: ScriptedInit) -> None:

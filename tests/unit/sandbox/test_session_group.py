@@ -56,3 +56,20 @@ def test_without_a_counter_cpu_time_is_not_known(tmp_path: Path) -> None:
     assert session.cpu_us() is None
     measured = session.take()
     assert (measured.user_us, measured.system_us) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "now", "limit", "is_beyond"),
+    [
+        (Mode.V2, "4097", "4096", True),
+        (Mode.V2, "4096", "4096", False),  # full is not beyond
+        (Mode.V2, "4097", "max", False),
+        (Mode.V1, "4097", "4096", False),
+    ],
+)
+def test_a_group_is_beyond_its_limit_when_more_is_charged_than_it_allows(
+    tmp_path: Path, mode: Mode, now: str, limit: str, is_beyond: bool
+) -> None:
+    (tmp_path / "memory.current").write_text(f"{now}\n")
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    assert group(tmp_path, mode).is_beyond_limit is is_beyond
