@@ -22,11 +22,13 @@ import pytest
 
 from retort.node.adopt import ANSWER_S
 from retort.sandbox.launcher import SOCKET_NAME
+from retort.wire.repeats import derived_id
 from tests.e2e.conftest import environment, execute, printed, retort, upload
 from tests.e2e.running import (
     create,
     go_on,
     processes_with,
+    runs_of,
     sh,
     start,
     until,
@@ -45,7 +47,7 @@ class Mortal:
         self.state = state
         state.mkdir(mode=0o711)
         key = json.loads(retort("keys", "create", "--state", str(state), "--json"))
-        self.token = key["token"]
+        self.token, self.access_key = key["token"], key["accessKey"]
         self.listen = "127.0.0.1:0"
         self.url = ""
         self.process: subprocess.Popen[str] | None = None
@@ -179,12 +181,14 @@ async def test_waiting_runs_and_their_order_outlive_the_server(mortal: Mortal) -
         name = await create(api)
         await start(api, name, "one", exec="touch begun; read x; echo one >> order")
         await wait_for_file(api, name, "begun")
-        await asyncio.gather(
-            *(
-                start(api, name, run, build="echo built", exec=f"echo {run} >> order")
-                for run in ("two", "three")
+        starts = []
+        for count, run in ((2, "two"), (3, "three")):  # each answers only when its time is up
+            command = f"echo {run} >> order"
+            starts.append(
+                asyncio.ensure_future(start(api, name, run, build="echo built", exec=command))
             )
-        )
+            await wait_for(lambda count=count: runs_of(api, name, count))
+        await asyncio.gather(*starts)
     mortal.restart()
     async with mortal.calls() as api:
         await until(api, name, await go_on(api, name, "one", "go"), "finished")
@@ -400,12 +404,45 @@ async def test_a_launch_cut_in_half_does_not_hold_up_a_start_and_is_ended(
         os.close(fd)
         listener.listen(1)
         took_s = _seconds(mortal.start)
-        assert half.poll() is None  # it listens while the answer is still waited for
+        assert name in mortal.folders()  # it listens while the answer is still waited for
         assert took_s < plain_s + ANSWER_S
         async with mortal.calls() as api:
             assert await sh(api, await create(api), "echo ready") == (0, "ready\n")
         await wait_for(lambda: _has_ended(half))
     await wait_for(lambda: _lacks(mortal, name))
+
+
+async def test_a_session_that_a_repeated_request_makes_is_not_ended_with_its_first_half(
+    mortal: Mortal,
+) -> None:
+    """The request has a token, so that both halves are the same session, in the same folder."""
+    token = uuid.uuid4().hex
+    name = str(derived_id(mortal.access_key, token, "session"))
+    mortal.kill()
+    folder = mortal.state / "sessions" / name
+    folder.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        fd = os.open(folder, os.O_PATH)
+        listener.bind(f"/proc/self/fd/{fd}/{SOCKET_NAME}")  # the whole path may be too long
+        os.close(fd)
+        listener.listen(1)
+        half = subprocess.Popen(  # noqa: ASYNC220 - a test may block
+            ["/bin/sleep", "1000"], env={"RETORT_SANDBOX": name}, start_new_session=True,
+            pass_fds=[listener.fileno()],
+        )  # fmt: skip
+    mortal.start()
+    async with aiohttp.ClientSession(
+        mortal.url, headers={"Authorization": f"Bearer {mortal.token}"}
+    ) as api:
+        body = {"image": "bash", "name": "repeated", "config": {"resources": {"mem": "99m"}}}
+        headers = {"X-BackendAI-Client-Token": token}
+        async with api.post("/session", json=body, headers=headers) as made:
+            assert (made.status, (await made.json())["sessionId"]) == (201, name)
+        await wait_for(lambda: _has_ended(half))
+        assert await sh(api, "repeated", "echo whole") == (0, "whole\n")
+    mortal.restart()  # what it needs to be found again is there
+    async with mortal.calls() as api:
+        assert await sh(api, "repeated", "echo still") == (0, "still\n")
 
 
 def _seconds(act: Callable[[], None]) -> float:

@@ -35,6 +35,7 @@ log = structlog.get_logger()
 IDENTITY = "sandbox.json"  # in the sandbox's folder
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 ANSWER_S = 10.0  # an init that has started answers in milliseconds
+HOLDERS_S = 0.1  # between looks for processes that are to become an init
 STARTING_S = 0.002  # between looks at a step that is about to become its program
 
 
@@ -185,19 +186,36 @@ async def end_stray(launcher: Launcher, folder: Path) -> bool:
 
 
 async def _end_unrecorded(folder: Path) -> bool:
-    """End a sandbox that was started and not written down: whoever has its listening socket."""
+    """End a sandbox that was started and not written down: whoever has its listening socket.
+
+    Until its init runs, its processes are told by their mark, and are killed at once: bubblewrap's
+    child would wait for ever for a parent that died with the server's end of a pipe. Its init has
+    no mark and answers. What is on its way from the one to the other is met by one of the two.
+    """
     if not (folder / SOCKET_NAME).exists():
         return False
-    try:
-        client = await InitClient.connect(
+    connecting = asyncio.ensure_future(
+        InitClient.connect(
             os.fsencode(folder / SOCKET_NAME), timeout_s=ANSWER_S, on_lost=lambda _: None
         )
-    except SandboxFault:
-        holders = await asyncio.to_thread(_holders, folder)
-        for pid in holders:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return bool(holders)
+    )
+    is_alive = False
+    try:
+        while True:
+            await asyncio.wait((connecting,), timeout=HOLDERS_S)
+            is_last = connecting.done()
+            if is_last and connecting.exception() is None:
+                break
+            holders = await asyncio.to_thread(_holders, folder)
+            for pid in holders:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            is_alive |= bool(holders)
+            if is_last and not holders:  # nobody was born while we looked
+                return is_alive
+        client = connecting.result()
+    finally:
+        connecting.cancel()
     pidfd = os.dup(client.pidfd)  # the client closes its own as soon as its connection ends
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)

@@ -137,6 +137,7 @@ class Boxes:
         self._host_uids = host_uids
         self._shares_network = shares_network
         self._sweeping: asyncio.Future[None] | None = None
+        self._strays: dict[str, asyncio.Task[bool]] = {}  # by folder, until they have ended
 
     async def make(self, limits: Limits, folder: Path, mounts: Sequence[Mount] = ()) -> Box:
         """Make a sandbox; its group is ready when its place says so.
@@ -148,6 +149,9 @@ class Boxes:
         Raises:
             SandboxFault, NotSupported: nothing is left of it.
         """
+        if (stray := self._strays.get(folder.name)) is not None:
+            # A request repeated with its token makes the session that a killed server had begun.
+            await asyncio.wait((stray,))
         mounted = self._mounted(mounts)
         host_uid = self._acquire_uid(has_mounts=bool(mounted))
         sandbox: Sandbox | None = None
@@ -249,6 +253,7 @@ class Boxes:
             for entry in folders
             if entry.name not in known
         }
+        self._strays = {entry.name: task for entry, task in ending.items()}
         if ending:
             await asyncio.wait(ending.values(), timeout=SWEEP_S)
         slow = {entry: task for entry, task in ending.items() if not task.done()}
@@ -265,6 +270,7 @@ class Boxes:
         for result in await asyncio.gather(*ending, return_exceptions=True):
             if isinstance(result, BaseException):
                 log.error("node.stray", reason=str(result))
+        self._strays.clear()
         for uid in uids:
             if self._host_uids is not None:
                 self._host_uids.release(uid)
