@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 
 from retort.core.limits import Limits
+from retort.core.shortage import shortage
 from retort.errors import SandboxFault
 from retort.sandbox.cgroup import Groups
 from retort.sandbox.init import InitClient
@@ -23,6 +25,8 @@ log = structlog.get_logger()
 
 GroupOfSession = asyncio.Future[SessionGroup | None]
 
+SHORT_S = 10.0  # a host that is short of descriptors or memory for longer is in trouble
+SHORT_PAUSE_S = 0.1
 THREADS = 4  # moves into groups wait for the host kernel, up to 30 ms each (DESIGN 3)
 
 
@@ -172,7 +176,7 @@ class Places:
             raise SandboxFault("scratch", str(exc)) from exc
         placed: asyncio.Future[None] | None = None
         if self._caps_inodes and os.fstatvfs(scratch).f_files != inodes:
-            placed = asyncio.ensure_future(cap_inodes())
+            placed = asyncio.ensure_future(when_there_is_room(cap_inodes))
             placed.add_done_callback(_retrieve)
         return Place(group, placed, scratch, self._walls, self._pressure)
 
@@ -217,10 +221,11 @@ class Places:
         moving: asyncio.Future[None] | None = None
         if group is not None:
             loop = asyncio.get_running_loop()
-            moving = loop.run_in_executor(self._threads, group.add, pid)
+            add = functools.partial(loop.run_in_executor, self._threads, group.add, pid)
+            moving = asyncio.ensure_future(when_there_is_room(add))
         try:
             if self._caps_inodes:
-                await cap_inodes()
+                await when_there_is_room(cap_inodes)
         finally:
             if moving is not None:
                 await moving
@@ -229,6 +234,25 @@ class Places:
         # A standby is an optimisation: without one, init makes it when it is needed.
         with contextlib.suppress(OSError):
             os.close((await client.prepare()).pidfd)
+
+
+async def when_there_is_room(work: Callable[[], Awaitable[None]]) -> None:
+    """Do something, and again while the host is short of what it takes, for at most `SHORT_S`.
+
+    The session was told to be ready. Were it given up now, none of its programs would ever run.
+
+    Raises:
+        SandboxFault, OSError: as the work; of a shortage, when that did not pass.
+    """
+    now = asyncio.get_running_loop().time
+    until = now() + SHORT_S
+    while True:
+        try:
+            return await work()
+        except (SandboxFault, OSError) as exc:
+            if shortage(exc) is None or now() >= until:
+                raise
+        await asyncio.sleep(SHORT_PAUSE_S)
 
 
 def counts_by_namespace() -> bool:

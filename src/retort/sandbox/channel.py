@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from abc import ABC, abstractmethod
@@ -21,6 +22,7 @@ from retort.sandbox import protocol
 from retort.sandbox.protocol import Type
 
 _CONNECT_RETRY_S: Final = 0.002  # the backlog of the listening socket is full: try again
+_GIVING: Final = frozenset({Type.HELLO, Type.PREPARE, Type.LIST, Type.OPEN})  # descriptors
 _ANCILLARY_SIZE: Final = socket.CMSG_SPACE(16 * array.array("i").itemsize)
 
 
@@ -145,9 +147,12 @@ class Channel(ABC):
             return
         rest = list(fds)
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or length < protocol.HEADER.size:
+            if flags & socket.MSG_TRUNC or length < protocol.HEADER.size:
                 raise Nonsense("cut short")
             type_, id_ = protocol.HEADER.unpack_from(self._buffer)
+            if flags & socket.MSG_CTRUNC:
+                self._refuse_cut(id_)
+                return
             self._receive(type_, id_, length, rest)
             if rest:
                 raise Nonsense("descriptors that nobody asked for")
@@ -156,6 +161,17 @@ class Channel(ABC):
         finally:
             self._taken = None
             close_all(rest)  # what the handler did not take
+
+    def _refuse_cut(self, id_: int) -> None:
+        """Fail a request whose answer's descriptors did not come: we have no room for them.
+
+        The message itself is whole then (recvmsg(2), unix(7)): nothing is wrong with init.
+        """
+        request = self._taken = self._requests.pop(id_, None)
+        if request is None or request.type not in _GIVING:
+            raise Nonsense("descriptors that nobody asked for")
+        if not request.future.done():
+            request.future.set_exception(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
 
     def _fail(self, reason: str) -> None:
         fault = SandboxFault("init", reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import struct
 from collections.abc import Callable, Coroutine, Iterator
@@ -323,3 +324,21 @@ def test_whole_cycle_runs_on_either_loop(
     main: Coroutine[Any, Any, None] = cycle()
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main)
+
+
+async def test_without_descriptors_a_request_fails_and_the_connection_lives(
+    box: Box, client: InitClient
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        asked = client.prepare(), client.open(b".", os.O_PATH)
+        opening = asyncio.ensure_future(asked[1])
+        await asyncio.sleep(0)  # it is sent
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        for answer in (asked[0], opening):
+            with pytest.raises(OSError, match="Too many open files"):
+                await answer
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    os.close((await client.prepare()).pidfd)
+    assert (await box.sh(client, "echo alive")).text == "alive\n"

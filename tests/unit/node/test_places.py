@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from retort.node.places import Place
+from retort.errors import SandboxFault
+from retort.node import places
+from retort.node.places import Place, when_there_is_room
 
 
 @pytest.fixture
@@ -41,3 +44,51 @@ def test_where_nothing_can_be_seen_nothing_is_said_to_be_lacking(tmp_path: Path)
         assert not Place(scratch=fd).lacks(b".output")
     finally:
         os.close(fd)
+
+
+# --- a host that is short of something just then --------------------------------------------
+
+
+class Work:
+    """Fails a few times, then is done."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.tries = 0
+
+    async def __call__(self) -> None:
+        self.tries += 1
+        if self.failures:
+            raise self.failures.pop(0)
+
+
+def short() -> SandboxFault:
+    fault = SandboxFault("cgroup", "Too many open files")
+    fault.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    return fault
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "SHORT_PAUSE_S", 0.0)
+
+
+async def test_a_shortage_that_passes_is_waited_for() -> None:
+    work = Work(short(), OSError(errno.ENOMEM, "Cannot allocate memory"))
+    await when_there_is_room(work)
+    assert work.tries == 3
+
+
+async def test_what_will_not_pass_is_told_at_once() -> None:
+    work = Work(SandboxFault("inodes", "it has ended"))
+    with pytest.raises(SandboxFault, match="it has ended"):
+        await when_there_is_room(work)
+    assert work.tries == 1
+
+
+async def test_a_shortage_that_stays_is_told_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "SHORT_S", 0.05)
+    work = Work(*[short()] * 1_000_000)
+    with pytest.raises(SandboxFault, match="Too many open files"):
+        await when_there_is_room(work)
+    assert work.tries > 1
