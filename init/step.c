@@ -142,9 +142,12 @@ void handle_feed(struct init *in, const struct retort_feed *msg, const struct cu
 {
 	struct step *step = step_find(in, msg->number);
 
-	if (!step || !input->left) {
-		answer_failed(in, msg->header.id, step ? RETORT_PHASE_PROTOCOL : RETORT_PHASE_STEP,
-			      step ? EINVAL : ENOENT);
+	if (!step) {
+		answer_failed(in, msg->header.id, RETORT_PHASE_STEP, ENOENT);
+		return;
+	}
+	if (!input->left) {
+		answer_failed(in, msg->header.id, RETORT_PHASE_PROTOCOL, EINVAL);
 		return;
 	}
 	/* Init waits for nothing: an end that would block is none of those that it is given. */

@@ -19,7 +19,6 @@ STRINGS_MAX = 4096  # argv entries of one EXEC; as many for envp
 PATH_MAX = 4096  # bytes of a path, its NUL included
 DEPTH_MAX = 256  # components of a MKDIRS path
 HELD_MAX = 3  # descriptors that init keeps for a step
-FEED_MAX = MESSAGE_MAX - 16  # bytes of input in one FEED: a request without its struct
 
 
 class Type(enum.IntEnum):
@@ -119,6 +118,7 @@ LIST = struct.Struct("=IIII")  # index, reserved
 KILL = struct.Struct("=IIQiI")  # number, signal, scope
 WAITING = struct.Struct("=IIQ")  # number
 FEED = struct.Struct("=IIQ")  # number
+FEED_MAX = MESSAGE_MAX - FEED.size  # bytes of input in one FEED
 OPEN = struct.Struct("=IIIIQ")  # flags, mode, resolve
 MKDIRS = struct.Struct("=IIIIQ")  # mode, reserved, resolve
 LINK = struct.Struct("=IIQ")  # resolve
