@@ -212,7 +212,28 @@ for depth in range(3000):
 """
 
 
+# What a server meets that lists by lines or text, and deletes by a shell or by path.
+NAIVE = (
+    NAMES
+    + r"""
+import subprocess
+def sh(command):
+    done = subprocess.run(["/bin/bash", "-c", command], capture_output=True, text=True)
+    return (done.stdout + done.stderr).split()
+print(len(os.listdir(b".")), *sh("ls -A | wc -l"))
+try: "\n".join(os.listdir(".")).encode()
+except UnicodeEncodeError: print("no text")
+print(sh("rm *")[0])
+try: os.rmdir("/".join(["d" * 200] * 3000))
+except OSError as error: print(errno.errorcode[error.errno])
+sh("rm -rf ./d*")  # for whoever removes this folder
+"""
+)
+
+
 async def test_names_and_depths_of_any_kind_are_listed_and_deleted(box: Box) -> None:
+    control = outside(NAIVE).stdout
+    assert control == "16 17\nno text\nUsage:\nENAMETOOLONG\n"
     assert (await box.python(NAMES)).told == ("exited", 0, None)
     entries, _ = await listing(box)
     names = {entry["filename"] for entry in entries}
@@ -223,13 +244,28 @@ async def test_names_and_depths_of_any_kind_are_listed_and_deleted(box: Box) -> 
     assert status in (200, 400)
 
 
-async def test_content_that_nobody_may_touch_goes_with_its_session(box: Box) -> None:
-    lock = (
-        "mkdir -p a/b/c; touch a/b/c/f; chmod 000 a/b/c/f a/b/c a/b a; mkdir ro; touch ro/f;"
-        " chmod 500 ro; mkfifo fifo; chattr +i ro/f; python3 -c 'import socket;"
-        ' socket.socket(socket.AF_UNIX).bind("s")\''
-    )
-    await box.sh(lock)
+LOCK = (
+    "mkdir -p a/b/c; touch a/b/c/f; chmod 000 a/b/c/f a/b/c a/b a; mkdir ro; touch ro/f;"
+    " chmod 500 ro; mkfifo fifo; chattr +i ro/f; python3 -c 'import socket;"
+    ' socket.socket(socket.AF_UNIX).bind("s")\''
+)
+
+
+async def test_content_that_nobody_may_touch_goes_with_its_session(
+    box: Box, tmp_path: Path
+) -> None:
+    # Control: its owner, who has no power over other people's files, cannot simply delete it.
+    powerless = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] * (os.geteuid() == 0)
+    naive = subprocess.run(
+        [*powerless, "/bin/bash", "-c", f"{LOCK}; LC_ALL=C rm -rf a ro"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    subprocess.run(["chmod", "-R", "u+rwX", "."], cwd=tmp_path, check=True)
+    assert naive.returncode == 1
+    assert naive.stderr.count("Permission denied") == 2
+    assert (tmp_path / "a/b/c/f").exists()
+    assert (tmp_path / "ro/f").exists()
+    await box.sh(LOCK)
     assert {entry["filename"] for entry in (await listing(box))[0]} >= {"a", "ro", "fifo", "s"}
     # That it is deleted is compared after the test, with the rest of the host.
 

@@ -197,20 +197,44 @@ async def test_a_terabyte_that_is_not_touched_is_allowed(box: Box) -> None:
     assert (await box.c(UNTOUCHED)).told == ("exited", 0, None)
 
 
+def swap_of(group: Path, names: tuple[str, ...]) -> str:
+    """Give what the host kernel lets a group have of swap; "" if it counts none."""
+    return "".join((group / n).read_text().strip() for n in names if (group / n).exists())
+
+
 async def test_a_session_has_no_swap(box: Box, server: Server) -> None:
     box.needs_groups()
-    groups = list(groups_of(group_tag(server)))
-    v2 = [group / "memory.swap.max" for group in groups]
-    v1 = [group / "memory.memsw.limit_in_bytes" for group in groups]
-    found = [path.read_text().strip() for path in (*v1, *v2) if path.exists()]
-    if not found:
-        pytest.skip("this host kernel counts no swap")
     # v1 limits memory and swap together, v2 swap alone.
-    assert set(found) <= {"0", str(MEMORY)}
+    names = ("memory.memsw.limit_in_bytes", "memory.swap.max")
+    groups = [group for group in groups_of(group_tag(server)) if swap_of(group, names)]
+    if not groups:
+        pytest.skip("this host kernel counts no swap")
+    control = min(groups, key=lambda group: len(group.parts)).with_name("without-a-limit")
+    control.mkdir()
+    try:  # control: a group beside the sessions' has no limit before somebody sets one
+        limit = swap_of(control, names)
+        assert limit == "max" or int(limit) > 1 << 60
+    finally:
+        control.rmdir()
+    assert {swap_of(group, names) for group in groups} <= {"0", str(MEMORY)}
+
+
+# One counter for two programs: the way of a parent that asks for its children's peak.
+ONE_COUNTER = """
+import resource
+for size in (100 << 20, 0):
+    if os.fork() == 0:
+        held = b"x" * size
+        os._exit(0)
+    os.wait()
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10)
+"""
 
 
 async def test_the_peak_of_a_run_is_not_that_of_the_one_before(box: Box) -> None:
     box.needs_groups()
+    first, second = map(int, outside(ONE_COUNTER).stdout.split())
+    assert second == first > 100 * MIB  # control: the small program seems as large
     large = await box.python("held = b'x' * (100 << 20)")
     small = await box.sh("true")
     assert large.usage["peakMemoryBytes"] > 100 * MIB
