@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -137,6 +138,18 @@ def outside(code: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[s
             timeout=timeout_s,
             check=False,
         )
+
+
+def outside_sh(command: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run the same bash text in a folder of the host, as a control, and take all that it prints."""
+    return subprocess.run(
+        ["/bin/bash", "-c", command],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
 
 
 def outside_c(code: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:

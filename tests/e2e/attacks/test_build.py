@@ -1,10 +1,11 @@
 """Attacks through the build step (attacks.md, G): the compiler is hostile code like any other."""
 
-# ruff: noqa: ASYNC221, ASYNC240 - a test may block
+# ruff: noqa: ASYNC220, ASYNC221, ASYNC240 - a test may block
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import execute, printed, run_to_end
 
-from .box import MIB, Box
+from .box import MIB, Box, outside_sh
 from .conftest import NewBox
 
 pytestmark = pytest.mark.slow
@@ -104,22 +105,51 @@ async def test_an_include_shows_nothing_of_the_host(box: Box, tmp_path: Path, pa
     assert [name for name in host if name not in ours and f"{name}:x" in ended.err] == []
 
 
+CHEAT = "while :; do echo cheat >main.out; sleep 0.01; done"
 MAKEFILE = """all:
-\trm -rf $(HOME)/* /tmp/* / 2>/dev/null; true
+\trm -rf {places} 2>/dev/null; true
 \tln -s /etc/shadow stolen; ln -s / root; ln -s ../../../../etc up
-\t(setsid sh -c 'while :; do echo cheat >main.out; sleep 0.01; done' </dev/null >/dev/null 2>&1 &)
-\tprintf 'int main(void) { return 0; }' | gcc -x c -o main -
+\t(setsid sh -c '{daemon}' </dev/null >/dev/null 2>&1 &)
+\tprintf 'int main(void) {{ return 0; }}' | gcc -x c -o main -
 clean:
 \trm -rf $(HOME)/.??* main
 """
 
 
+def make_outside(home: Path) -> None:
+    """Control: in a home of the host it deletes, plants a link that opens, and leaves a daemon."""
+    # Nowhere else; and should this test be ended, the daemon ends by itself.
+    bounded = CHEAT.replace("while :", "echo $$$$ >pid; for n in $$(seq 2000)")
+    (home / "build").mkdir()
+    (home / "mine.txt").write_text("lost")
+    (home / "build/Makefile").write_text(MAKEFILE.format(places=f"{home}/*.txt", daemon=bounded))
+    subprocess.run(["make"], cwd=home / "build", env=os.environ | {"HOME": str(home)}, check=True)
+    ends_at, out = time.monotonic() + 20, home / "build/main.out"
+    pid = 0
+    try:
+        while not pid or not out.exists() or out.read_text() != "cheat\n":
+            assert time.monotonic() < ends_at
+            written = home / "build/pid"
+            pid = int((written.exists() and written.read_text()) or 0)
+            time.sleep(0.01)
+        out.unlink()  # and it goes on, long after make has ended
+        while not out.exists():
+            assert time.monotonic() < ends_at
+            time.sleep(0.01)
+    finally:
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+    assert not (home / "mine.txt").exists()
+    assert (home / "build/root/etc/passwd").read_bytes() == Path("/etc/passwd").read_bytes()
+
+
 async def test_a_hostile_makefile_stays_in_its_session_and_its_daemons_end(
-    box: Box, new_box: NewBox
+    box: Box, new_box: NewBox, tmp_path: Path
 ) -> None:
+    make_outside(tmp_path)
     other = await new_box()
     await other.put(mine__txt="kept")
-    await box.put(Makefile=MAKEFILE)
+    await box.put(Makefile=MAKEFILE.format(places="$(HOME)/* /tmp/* /", daemon=CHEAT))
     ended = await box.sh("echo right >main.out; sleep 0.3; cat main.out", build="*", clean="*")
     assert ended.told == ("exited", 0, None)
     assert ended.out.endswith("right\n"), ended  # no daemon of the build was there to change it
@@ -167,10 +197,10 @@ async def test_names_of_sources_are_names_and_nothing_else(box: Box, tmp_path: P
     assert ended.out == f"43\n{len(uploaded)}\n", ended
 
 
-async def test_a_flood_of_build_output_is_cut_and_counted(box: Box) -> None:
-    answers = await run_to_end(
-        box.api, box.name, build="yes 'warning: ü' | head -c 64M >&2", exec="echo fine"
-    )
+async def test_a_flood_of_build_output_is_cut_and_counted(box: Box, tmp_path: Path) -> None:
+    flood = "yes 'warning: ü' | head -c 64M >&2"
+    assert len(outside_sh(flood, tmp_path).stderr) == 64 * MIB  # control: who reads all, has all
+    answers = await run_to_end(box.api, box.name, build=flood, exec="echo fine")
     built = next(a for a in answers if a["status"] == "build-finished")
     assert (built["outcome"], built["exitCode"]) == ("exited", 0)
     assert built["usage"]["cutChars"] > 0
@@ -178,27 +208,48 @@ async def test_a_flood_of_build_output_is_cut_and_counted(box: Box) -> None:
     assert printed(answers) == "fine\n"
 
 
-async def test_binary_build_output_is_text_with_marks(box: Box) -> None:
+async def test_binary_build_output_is_text_with_marks(box: Box, tmp_path: Path) -> None:
     build = "for n in {1..500}; do printf 'a\\xc3'; printf '\\xa9\\xff\\x00'; done"
+    wanted = "aé\ufffd\0" * 500
+    # Control: read in pieces that end in the middle of a character, and decoded one by one.
+    sent = outside_sh(build, tmp_path).stdout
+    pieces = [sent[at : at + 64] for at in range(0, len(sent), 64)]
+    assert sent.decode("utf-8", "replace") == wanted
+    assert "".join(piece.decode("utf-8", "replace") for piece in pieces) != wanted
     answers = await run_to_end(box.api, box.name, build=build, exec="true")
-    assert printed(answers) == "aé\ufffd\0" * 500
+    assert printed(answers) == wanted
 
 
-async def test_an_upload_during_the_build_changes_the_next_run_only(box: Box) -> None:
-    await box.put(main__c='#include <stdio.h>\nint main(void) { puts("first"); }\n')
+FIRST = "gcc -o main main.c; touch built; for n in {1..100}; do [ -e replaced ] || sleep 0.01; done"
+REPLACE = (
+    "for n in {1..500}; do [ -e built ] || sleep 0.01; done; cp /bin/true main; touch replaced"
+)
+PRINTS = '#include <stdio.h>\nint main(void) { puts("first"); }\n'
+
+
+async def test_a_program_is_not_replaced_by_a_run_that_was_started_during_its_build(
+    box: Box, tmp_path: Path
+) -> None:
+    (tmp_path / "main.c").write_text(PRINTS)
+    with subprocess.Popen(["/bin/bash", "-c", REPLACE], cwd=tmp_path) as beside:
+        done = outside_sh(f"{FIRST}; ./main", tmp_path)
+        assert beside.wait(30) == 0
+    assert (done.returncode, done.stdout) == (0, b"")  # control: what ran is not what was built
+    await box.put(main__c=PRINTS)
     first = await execute(
         box.api, box.name, mode="batch", code="", runId="one",
-        options={"build": "sleep 0.5; gcc -o main main.c", "exec": "./main"},
+        options={"build": FIRST, "exec": "./main"},
     )  # fmt: skip
     second = await execute(
         box.api, box.name, mode="batch", code="", runId="two",
-        options={"build": None, "exec": "cp /bin/true main; ./main"},
+        options={"build": None, "exec": f"{REPLACE}; ./main"},
     )  # fmt: skip
     answers = [first]
     while answers[-1]["status"] != "finished":
         answers.append(await execute(box.api, box.name, mode="continue", code="", runId="one"))
     assert (printed(answers), answers[-1]["exitCode"]) == ("first\n", 0)
+    answers = [second]
     # Runs of a session come one after the other, so that the first had its own program.
-    while second["status"] != "finished":
-        second = await execute(box.api, box.name, mode="continue", code="", runId="two")
-    assert second["exitCode"] == 0
+    while answers[-1]["status"] != "finished":
+        answers.append(await execute(box.api, box.name, mode="continue", code="", runId="two"))
+    assert (printed(answers), answers[-1]["exitCode"]) == ("", 0)
