@@ -293,6 +293,7 @@ async def test_a_signature_covers_method_target_date_and_version(
     server: Server, anyone: aiohttp.ClientSession
 ) -> None:
     right = signed(server, "POST", "/auth")
+    assert (await say(anyone, right))[0] == 200  # control
     later = (dt.datetime.now(dt.UTC) + dt.timedelta(seconds=1)).isoformat()
     for method, path, headers in (
         ("GET", "/auth", right),

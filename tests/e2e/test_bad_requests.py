@@ -14,6 +14,7 @@ import pytest
 import yarl
 
 from retort.api.app import table_of
+from retort.wire.errors import TITLES
 from tests.e2e.conftest import NewSession, Server, execute, run_to_end, upload
 from tests.e2e.plain_http import (
     ask,
@@ -355,8 +356,19 @@ def other_token(server: Server) -> str:
 
 @pytest.mark.parametrize(("method", "path"), OF_SESSIONS)
 async def test_another_users_session_looks_like_none(
-    session: str, other_token: str, api: aiohttp.ClientSession, method: str, path: str
+    session: str,
+    other_token: str,
+    api: aiohttp.ClientSession,
+    new_session: NewSession,
+    method: str,
+    path: str,
 ) -> None:
+    # Control: its owner's same call finds a session, whatever else it may miss.
+    own = {"data": form()} if path.endswith("/upload") else {"json": ENOUGH}
+    found = await ask(api, method, path.format(ref=await new_session("python")), **own)
+    assert found.status < 500
+    if found.status == 404:  # a run, for instance, that is not there
+        assert found.json["title"] != TITLES["object-not-found"].format(thing="session")
     real = (await ask(api, "GET", f"/session/{session}")).json["containerId"]
     answers = []
     for ref in (session, real, "nothing-there", str(uuid.uuid4()), "%00", "%FF", "x" * 3000):

@@ -1,9 +1,13 @@
 """Attacks on output, protocol and API (attacks.md, H) that no other test of tests/e2e makes."""
 
+# ruff: noqa: ASYNC220 - a test may block
+
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import subprocess
 import sys
 import uuid
 from pathlib import Path
@@ -13,7 +17,7 @@ import pytest
 
 from tests.e2e.conftest import Server, execute, printed, run_to_end, running_server
 
-from .box import MIB, Box
+from .box import MIB, Box, outside_sh
 from .conftest import NewBox
 
 pytestmark = pytest.mark.slow
@@ -36,9 +40,12 @@ FLOODS = {
 
 @pytest.mark.parametrize("kind", FLOODS)
 async def test_a_flood_ends_by_itself_and_leaves_the_memory_flat(
-    box: Box, server: Server, kind: str
+    box: Box, server: Server, tmp_path: Path, kind: str
 ) -> None:
     command = FLOODS[kind].replace("yes >&2 | head -c 64M >&2", "yes | head -c 64M >&2")
+    control = outside_sh(command, tmp_path)  # who reads all, has all of it
+    size = 120_000 if kind == "alternating" else 64 * MIB
+    assert len(control.stdout) + len(control.stderr) == size
     before = memory_of(server)
     ended = await box.sh(command, limits={"wallSeconds": 50})
     assert ended.told == ("exited", 0, None), ended.answer
@@ -50,6 +57,11 @@ async def test_a_flood_ends_by_itself_and_leaves_the_memory_flat(
 
 
 async def test_output_without_end_is_drained_until_the_limit(box: Box, server: Server) -> None:
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as control:
+        assert control.stdout is not None
+        taken = sum(len(control.stdout.read(MIB)) for _ in range(64))
+        assert (taken, control.poll()) == (64 * MIB, None)  # it does not end by itself
+        control.kill()
     before = memory_of(server)
     ended = await box.sh("exec yes", limits={"wallSeconds": 2})
     assert (ended.answer["status"], ended.answer["limit"]) == ("exec-timeout", "wall")
@@ -83,6 +95,11 @@ async def test_a_run_belongs_to_its_session(box: Box, new_box: NewBox) -> None:
         body = {"mode": mode, "code": "", "runId": run_id}
         async with other.api.post(f"/session/{other.name}", json=body) as answer:
             assert answer.status == 404
+    # Control: the same call of its own session is answered, and nothing of it was taken away.
+    mine = [await execute(box.api, box.name, mode="continue", code="", runId=run_id)]
+    while mine[-1]["status"] != "finished":
+        mine.append(await execute(box.api, box.name, mode="continue", code="", runId=run_id))
+    assert printed(mine) == "mine\n"
     # The same id in another session is another run.
     answers = await run_to_end(other.api, other.name, build=None, exec="echo theirs")
     assert printed(answers) == "theirs\n"
@@ -106,27 +123,55 @@ BODIES = {
 }
 
 
+def naive(body: bytes) -> str:
+    """What becomes of a body where nothing is looked at before json.loads."""
+    try:
+        return f"read: {json.loads(body)}"
+    except (RecursionError, ValueError) as error:
+        return type(error).__name__
+
+
+NAIVE = {  # by how the kind begins
+    "deep": "RecursionError",
+    "NaN": "nan",
+    "infinity": "inf",
+    "a number too large": "inf",
+    "options of a wrong type": "[1, 2]",
+    "a command of a wrong type": "{'a': 1}",
+    "a zero byte": "\\x00",
+    "a million digits": "ValueError",
+    "no JSON": "UnicodeDecodeError",
+}
+
+
 @pytest.mark.parametrize("kind", BODIES)
 async def test_a_body_that_is_a_trap_is_a_bad_request(box: Box, kind: str) -> None:
+    (falls,) = (falls for name, falls in NAIVE.items() if kind.startswith(name))
+    assert falls in naive(BODIES[kind])  # control
     headers = {"Content-Type": "application/json"}
     async with box.api.post(f"/session/{box.name}", data=BODIES[kind], headers=headers) as answer:
         assert answer.status == 400, await answer.text()
 
 
-async def test_a_key_given_twice_is_one_value_for_everybody(box: Box) -> None:
+async def test_a_key_given_twice_is_refused(box: Box) -> None:
     body = b'{"mode":"query","mode":"batch","code":"","options":{"exec":"echo a","exec":"echo b"}}'
+    # Control: it depends on the reader what such a body says.
+    first = json.loads(body, object_pairs_hook=lambda pairs: dict(reversed(pairs)))
+    assert (first["mode"], json.loads(body)["mode"]) == ("query", "batch")
     headers = {"Content-Type": "application/json"}
     async with box.api.post(f"/session/{box.name}", data=body, headers=headers) as answer:
-        assert answer.status in (200, 400)
-        text = await answer.text()
-    if answer.status == 200:
-        assert json.loads(text)["result"]["status"] in ("build-finished", "continued", "finished")
+        assert answer.status == 400, await answer.text()
 
 
 EVIL = "x\n2026-01-01 level=error event=forged \x1b[2J\x1b]0;owned\x07\u202e"
 
 
 async def test_what_callers_write_forges_no_line_of_the_log(box: Box, server: Server) -> None:
+    naive = logging.Formatter("%(levelname)s %(message)s").format(
+        logging.makeLogRecord({"levelname": "INFO", "msg": "no session %s", "args": (EVIL,)})
+    )  # control: what a plain log would hold
+    assert naive.splitlines()[1].startswith("2026-01-01 level=error")
+    assert "\x1b" in naive
     async with box.api.post("/session", json={"name": EVIL, "image": EVIL}) as answer:
         assert answer.status in (400, 404)
     async with box.api.get(f"/session/{EVIL}") as answer:
@@ -148,6 +193,7 @@ async def test_what_callers_write_forges_no_line_of_the_log(box: Box, server: Se
     async with box.api.get("/session/x", headers=headers) as answer:
         assert answer.status in (400, 401)
     log = server.log.read_bytes()
+    assert b"forged" in log  # it was logged, and harmless
     assert b"\x1b" not in log
     assert not [line for line in log.splitlines() if line.startswith(b"2026-01-01")]
 
