@@ -98,7 +98,7 @@ def processes_with(argument: str) -> list[int]:
 
 async def destroy(api: Calls, name: str) -> None:
     async with api.delete(f"/session/{name}") as answer:
-        assert answer.status == 200
+        assert answer.status == 200, (answer.status, await answer.text())
 
 
 async def restart(api: Calls, name: str) -> None:

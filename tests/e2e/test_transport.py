@@ -331,6 +331,23 @@ async def test_the_size_of_json_bodies_is_a_setting(hasty: Server) -> None:
         check_problem(answer, 400, "generic-bad-request")
 
 
+@pytest.mark.parametrize("is_whole", [True, False], ids=["with its headers", "after them"])
+async def test_a_body_has_the_same_limit_however_it_comes(hasty: Server, is_whole: bool) -> None:
+    body = '{"echo": "' + "x" * 988 + '"}'
+    for text, status in ((body, 200), (body + " ", 400)):
+        async with connection(hasty) as wire:
+            start = head(hasty, "POST", "/base/auth", f"Content-Length: {len(text)}")
+            parts = (
+                [start + text]
+                if is_whole
+                else [start, *(text[n : n + 300] for n in range(0, 1001, 300))]
+            )
+            for part in parts:
+                await wire.send(part)
+                await asyncio.sleep(0.01)  # so that they come apart
+            assert (await wire.answer()).status == status
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("drip", [b"", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: " + b"x" * 1000])
 async def test_a_connection_that_sends_no_request_is_closed(hasty: Server, drip: bytes) -> None:

@@ -304,29 +304,29 @@ class LocalNode:
     def _hold(self, session: Session, image: Image, box: Box, journal: Journal) -> _Held:
         environ = environment(session.environ)
         files = SessionFiles(box.client, self._file_limits, self._folder / str(session.id))
-        builds = None
-        # What a folder outside of the home holds is in no fingerprint.
-        if self._cache is not None and not session.mounts:
+        rlimits = box.rlimits
+
+        def surroundings() -> Surroundings:
             facts = {
                 "image": (str(image.ref), image.kind.value),
                 "environment": environ,
                 "limits": dataclasses.asdict(session.limits),
                 "made with": dataclasses.asdict(box.limits),
-                "rlimits": box.rlimits,
+                "rlimits": rlimits,
                 "walls": dict(box.place.walls),
             }
-            builds = SessionBuilds(
-                self._cache,
-                box.client,
-                Surroundings(session.owner, facts),
-                files.uploads,
-                functools.partial(left_outside, box.sandbox),
-            )
+            return Surroundings(session.owner, facts)
+
+        builds = None
+        # What a folder outside of the home holds is in no fingerprint.
+        if self._cache is not None and not session.mounts:
+            left = functools.partial(left_outside, box.sandbox)
+            builds = SessionBuilds(self._cache, box.client, surroundings, files.uploads, left)
         runner = Runner(
             box.client,
             image,
             environ,
-            box.rlimits,
+            rlimits,
             self._run_settings,
             box.place,
             builds,

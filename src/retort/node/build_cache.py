@@ -142,6 +142,7 @@ class SessionBuilds:
 
     Args:
         home: opens its files.
+        surroundings: says what else its builds depend on; asked by each build that is cached.
         changes: counts the uploads that began or ended; odd while one is under way.
         leftovers: says what lies outside of /home/work, where a build can see it; for a thread.
     """
@@ -150,7 +151,7 @@ class SessionBuilds:
         self,
         cache: BuildCache,
         home: TreeOpener,
-        surroundings: Surroundings,
+        surroundings: Callable[[], Surroundings],
         changes: Callable[[], int | None],
         leftovers: Callable[[], str | None],
     ) -> None:
@@ -231,8 +232,9 @@ class SessionBuilds:
 
     async def _find_key(self, build: Build, argv: Sequence[str], limits: RunLimits) -> None:
         build.changes = self._still()
-        facts = [self._surroundings.facts, list(argv), dataclasses.astuple(limits)]
-        owner = "" if self._cache.settings.is_shared else self._surroundings.owner
+        surroundings = self._surroundings()
+        facts = [surroundings.facts, list(argv), dataclasses.astuple(limits)]
+        owner = "" if self._cache.settings.is_shared else surroundings.owner
         looked = await self._read(functools.partial(self._look_at, (owner, facts)))
         self._check_still(build)
         build.before, build.toolchain, build.key = looked

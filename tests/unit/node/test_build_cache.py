@@ -50,7 +50,11 @@ class Session:
     @property
     def builds(self) -> SessionBuilds:
         return SessionBuilds(
-            self.cache, self.tree, self.surroundings, lambda: self.uploads, lambda: self.left
+            self.cache,
+            self.tree,
+            lambda: self.surroundings,
+            lambda: self.uploads,
+            lambda: self.left,
         )
 
     def upload(self, **files: str) -> None:

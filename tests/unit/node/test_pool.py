@@ -115,6 +115,20 @@ async def test_each_box_is_given_once_and_replaced(boxes: Boxes, host: Host) -> 
     assert not {id(box) for box in given} & {id(box) for box in boxes.cleared}
 
 
+async def test_whoever_takes_a_box_is_answered_before_the_next_is_thought_of(
+    boxes: Boxes, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "LOOK_S", 60.0)
+    monkeypatch.setattr(room, "YIELD_S", 0.05)
+    async with filled(boxes, host, PoolSettings(ready=1)) as pool:
+        await boxes.until(lambda: len(pool) == 1)
+        assert pool.take(USUAL) is not None
+        for _ in range(10):  # turns of the loop, in which the answer is written
+            await asyncio.sleep(0)
+        assert len(boxes.made) == 1
+        await boxes.until(lambda: len(pool) == 1)
+
+
 async def test_only_a_box_of_exactly_these_limits_is_given(boxes: Boxes, host: Host) -> None:
     async with filled(boxes, host, PoolSettings(ready=1)) as pool:
         await boxes.until(lambda: len(pool) == 1)
