@@ -102,7 +102,7 @@ async def test_a_fork_bomb_meets_the_process_limit_and_the_session_lives_on(
     await upload(api, name, bomb__py=bomb)
     needs_groups(await verdict(api, name, exec="true"))  # without, this bomb would hit the host
     answer = await verdict(api, name, exec="python3 bomb.py")
-    assert answer["outcome"] == "pids-limit"
+    assert answer["outcome"] == "pids-limit", answer
     after = await verdict(api, name, exec="ls /proc | grep -c '^[0-9]'")
     assert (after["outcome"], after["exitCode"]) == ("exited", 0)
     assert int(printed([after])) < 10

@@ -13,6 +13,7 @@ import pytest
 
 from retort.core.limits import MIB, Limits
 from retort.errors import SandboxFault
+from retort.sandbox import counter_files
 from retort.sandbox.cgroup import Groups, find
 from retort.sandbox.session_group import Measured, Mode, SessionGroup
 
@@ -198,3 +199,48 @@ def test_a_named_group_means_nothing_without_version_2() -> None:
     named = find(tag, named="../nowhere.service")
     assert named.mode is found.mode
     named.close()
+
+
+def open_counters(tag: str) -> int:
+    """Count this process's descriptors of files of such groups."""
+    found = 0
+    for entry in os.scandir("/proc/self/fd"):
+        try:
+            target = str(Path(entry.path).readlink())
+        except FileNotFoundError:  # scandir's own
+            continue
+        found += tag in target and "memory.peak" not in target  # v2 keeps that one anyway
+    return found
+
+
+def test_only_some_groups_keep_their_counters_open_and_all_count_right(groups: Groups) -> None:
+    tag = f"counted-{uuid.uuid4().hex[:8]}"
+    made = [groups.session(f"{tag}-{n}", LIMITS) for n in range(3 * counter_files.MOST_GROUPS)]
+    sessions = [session for session in made if session is not None]
+    assert len(sessions) == len(made)
+    try:
+        assert open_counters(tag) == 0
+        sessions[0].take()
+        of_one = open_counters(tag)
+        assert 0 < of_one <= 12
+        for _ in range(2):
+            for session in sessions:
+                session.take()
+                assert open_counters(tag) <= of_one * counter_files.MOST_GROUPS
+        for session in (sessions[0], sessions[-1], sessions[0]):  # closed meanwhile, and open
+            code, _, measured = run_inside(session, ALLOCATE.format(mib=200) + "; exit $?")
+            assert (code, measured.oom_kills) == (137, 1)
+    finally:
+        for session in sessions:
+            assert session.remove()
+    assert open_counters(tag) == 0
+
+
+def test_a_group_that_is_gone_counts_nothing_more(groups: Groups) -> None:
+    session = groups.session("gone", LIMITS)
+    assert session is not None
+    run_inside(session, "true")
+    for folder in session._folders.values():
+        folder.rmdir() if folder.exists() else None
+    assert session.take().memory_peak_bytes in (None, 0)
+    session.close()

@@ -13,15 +13,15 @@ import contextlib
 import dataclasses
 import enum
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from retort.core.limits import MIB, Limits
 from retort.errors import SandboxFault
+from retort.sandbox.counter_files import READ_BYTES, CounterFiles, read_once
 
 PERIOD_US = 100_000  # of the CPU quota
 SOCKET_BYTES = 64 * MIB  # v1: of all buffers of internet sockets together, beside the memory
-READ_BYTES = 4096  # no file that is read here is longer
 
 
 class Mode(enum.Enum):
@@ -93,20 +93,23 @@ class Counted:
 class SessionGroup:
     """One session's group.
 
-    Everything but `add` is a handful of reads and writes in memory file systems (about 10 us each).
+    Everything but `add` is a handful of reads and writes in memory file systems (2 to 10 us each).
 
     Args:
         folders: by controller; v2 has the same one for all.
     """
 
-    __slots__ = ("_before", "_can_reset", "_folders", "_mode", "_peak")
+    __slots__ = ("_before", "_can_reset", "_files", "_folders", "_mode", "_peak", "_read")
 
     def __init__(self, mode: Mode, folders: Mapping[str, Path]) -> None:
         self._mode = mode
         self._folders = folders
         self._peak = _own_peak(folders["memory"] / "memory.peak") if mode is Mode.V2 else -1
         self._can_reset = mode is Mode.V1 or self._peak >= 0
+        self._read: Callable[[str], bytes] = read_once  # in a thread
         self._before = self._count()
+        self._files = CounterFiles()
+        self._read = self._files.read
 
     def __repr__(self) -> str:
         return f"<SessionGroup {self._mode.value} {self._folders['memory']}>"
@@ -172,11 +175,13 @@ class SessionGroup:
         if self._mode is not Mode.V2:
             return False
         memory = self._folders["memory"]
-        now, limit = _number(f"{memory}/memory.current"), _number(f"{memory}/memory.max")
+        now = self._number(f"{memory}/memory.current")
+        limit = self._number(f"{memory}/memory.max")
         return now is not None and limit is not None and now > limit
 
     def close(self) -> None:
         """Let go of the group, and leave it as it is."""
+        self._files.close()
         if self._peak >= 0:
             os.close(self._peak)
             self._peak = -1
@@ -188,34 +193,34 @@ class SessionGroup:
 
     def _reset_peak(self) -> None:
         # What the session holds now (its files) is where the next peak starts from.
-        with contextlib.suppress(SandboxFault, OSError):
-            if self._peak >= 0:
-                os.pwrite(self._peak, b"reset", 0)
-                return
-            write(f"{self._folders['memory']}/memory.max_usage_in_bytes", "0")
+        if self._peak < 0:
+            self._files.write(f"{self._folders['memory']}/memory.max_usage_in_bytes", b"0")
+            return
+        with contextlib.suppress(OSError):
+            os.pwrite(self._peak, b"reset", 0)
 
     def _count(self) -> Counted:
         memory, pids = self._folders["memory"], self._folders["pids"]
         if self._mode is Mode.V2:
-            events = _fields(f"{memory}/memory.events")
+            events = self._fields(f"{memory}/memory.events")
             peak, kills = self._peak_v2(), events.get("oom_kill", 0)
             hits: int | None = events.get("oom", 0)
         else:
-            peak = _number(f"{memory}/memory.max_usage_in_bytes")
-            kills = _fields(f"{memory}/memory.oom_control").get("oom_kill", 0)
+            peak = self._number(f"{memory}/memory.max_usage_in_bytes")
+            kills = self._fields(f"{memory}/memory.oom_control").get("oom_kill", 0)
             hits = None
         return Counted(
             memory_peak=peak,
-            processes_peak=_number(f"{pids}/pids.peak"),
+            processes_peak=self._number(f"{pids}/pids.peak"),
             cpu=self._cpu(),
             oom_kills=kills,
             limit_hits=hits,
-            refused_forks=_fields(f"{pids}/pids.events").get("max", 0),
+            refused_forks=self._fields(f"{pids}/pids.events").get("max", 0),
         )
 
     def _peak_v2(self) -> int | None:
         if self._peak < 0:
-            return _number(f"{self._folders['memory']}/memory.peak")
+            return self._number(f"{self._folders['memory']}/memory.peak")
         text = os.pread(self._peak, READ_BYTES, 0).strip()
         return int(text) if text.isdigit() else None
 
@@ -224,15 +229,23 @@ class SessionGroup:
         if folder is None:
             return None
         if self._mode is Mode.V2:
-            used = _fields(f"{folder}/cpu.stat")
+            used = self._fields(f"{folder}/cpu.stat")
             names = ("usage_usec", "user_usec", "system_usec")
             return Cpu(*(used[name] for name in names)) if used.keys() >= set(names) else None
-        total_ns = _number(f"{folder}/cpuacct.usage")
+        total_ns = self._number(f"{folder}/cpuacct.usage")
         if total_ns is None:
             return None
-        user_ns = _number(f"{folder}/cpuacct.usage_user") or 0
-        system_ns = _number(f"{folder}/cpuacct.usage_sys") or 0
+        user_ns = self._number(f"{folder}/cpuacct.usage_user") or 0
+        system_ns = self._number(f"{folder}/cpuacct.usage_sys") or 0
         return Cpu(total_ns // 1000, user_ns // 1000, system_ns // 1000)
+
+    def _number(self, file: str) -> int | None:
+        text = self._read(file).strip()
+        return int(text) if text.isdigit() else None
+
+    def _fields(self, file: str) -> dict[str, int]:
+        pairs = (line.split() for line in self._read(file).splitlines())
+        return {pair[0].decode(): int(pair[1]) for pair in pairs if len(pair) == 2}
 
 
 def make_session_group(mode: Mode, folders: Mapping[str, Path], limits: Limits) -> SessionGroup:
@@ -341,31 +354,8 @@ def _own_peak(file: Path) -> int:
     return fd
 
 
-def _read(file: str) -> bytes:
-    try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.read(fd, READ_BYTES)
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)
-
-
 def _read_all(file: str) -> str:
     try:
         return Path(file).read_text("ascii")
     except OSError:
         return ""
-
-
-def _number(file: str) -> int | None:
-    text = _read(file).strip()
-    return int(text) if text.isdigit() else None
-
-
-def _fields(file: str) -> dict[str, int]:
-    pairs = (line.split() for line in _read(file).splitlines())
-    return {pair[0].decode(): int(pair[1]) for pair in pairs if len(pair) == 2}
