@@ -33,26 +33,27 @@ class Route:
 class RouteTable:
     """Patterns in the order they were added; the first that fits counts, so exact ones come first.
 
-    A pattern is a path whose segments are either text or "*", which fits any one segment.
+    A pattern is a path whose segments are either text or "*", which fits any one segment; the first
+    is always text.
     """
 
     def __init__(self) -> None:
-        self._by_length: dict[int, list[tuple[tuple[str, ...], dict[str, Route]]]] = {}
+        self._by_start: dict[tuple[int, str], list[tuple[tuple[str, ...], dict[str, Route]]]] = {}
 
     def add(self, methods: str, pattern: str, route: Route) -> None:
         """Add a route for methods separated by blanks."""
         segments = tuple(part for part in pattern.split("/") if part)
-        of_length = self._by_length.setdefault(len(segments), [])
-        of_path = next((table for known, table in of_length if known == segments), None)
+        alike = self._by_start.setdefault(_start(segments), [])
+        of_path = next((table for known, table in alike if known == segments), None)
         if of_path is None:
             of_path = {}
-            of_length.append((segments, of_path))
+            alike.append((segments, of_path))
         for method in methods.split():
             of_path[method] = route
 
     def __iter__(self) -> Iterator[tuple[str, str, Route]]:
         """Give every route as method, pattern and Route."""
-        for patterns in self._by_length.values():
+        for patterns in self._by_start.values():
             for segments, methods in patterns:
                 for method, route in methods.items():
                     yield method, "/" + "/".join(segments), route
@@ -66,7 +67,7 @@ class RouteTable:
             RouteNotFound: no pattern fits.
             MethodNotAllowed: one fits, but not with this method.
         """
-        for pattern, methods in self._by_length.get(len(segments), ()):
+        for pattern, methods in self._by_start.get(_start(segments), ()):
             if all(part in ("*", given) for part, given in zip(pattern, segments, strict=True)):
                 route = methods.get(method)
                 if route is None and method == "HEAD":
@@ -78,3 +79,8 @@ class RouteTable:
                 )
                 return route, captured
         raise RouteNotFound(data="/" + "/".join(segments))
+
+
+def _start(segments: tuple[str, ...]) -> tuple[int, str]:
+    """Give what paths of one pattern have in common: their length and their first segment."""
+    return len(segments), segments[0] if segments else ""
