@@ -13,15 +13,28 @@ from pathlib import Path
 
 from bench.measure import Row
 from bench.rows import ROWS
-from bench.server import running
+from bench.server import ROOT, running
+
+LATEST = ROOT / "build" / "bench.json"  #: of the last whole run here
+GIVEN = ROOT / "bench" / "record.json"  #: of the machine that RESULTS.md tells of
 
 
 def main() -> int:
     """Run the wanted rows; exit 0 when every median keeps its budget."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write the samples as JSON")
-    parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier record to compare")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="write the samples as JSON [of a whole run: build/bench.json]",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="an earlier record to compare [build/bench.json, else bench/record.json]",
+    )
     parser.add_argument("--cpus", default="", metavar="N,N", help="pin everything to these")
     options = parser.parse_args()
     if options.cpus:  # server, load and floor inherit it
@@ -31,13 +44,15 @@ def main() -> int:
     print(f"host: {platform.release()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}")
     print(f"{'row':30} {'floor':>7} {'Retort':>7} {'p99':>7} {'':4}{'ratio':>7}  budget")
     rows = []
-    earlier = _ratios(options.against)
+    record = options.record or (None if options.rows else LATEST)
+    against = options.against or next((file for file in (LATEST, GIVEN) if file.exists()), None)
+    earlier = _ratios(against)
     with running() as bench:
         for name in options.rows or ROWS:
             rows.append(ROWS[name](bench))
             _print(rows[-1], earlier.get(rows[-1].name))
-    if options.record:
-        _write(options.record, rows)
+    if record is not None:
+        _write(record, rows)
     return 0 if all(row.is_within for row in rows) else 1
 
 
@@ -66,7 +81,8 @@ def _write(path: Path, rows: list[Row]) -> None:
         "cores": os.cpu_count(),
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-    path.write_text(json.dumps(record, indent=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

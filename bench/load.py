@@ -162,18 +162,33 @@ def _twice(http: Connection) -> None:
 
 def neighbour(bench: Bench) -> Row:
     """Run a built program beside a session that forks all the time: against the same alone."""
+    alone, beside = [], []
     with built_sessions(bench, 1) as (name,):
         busy = bench.session("bash")
-        alone = [once(lambda: bench.run(name, build=None, exec="./hello")) for _ in range(300)]
-        path = f"/session/{busy}"
-        start = {"mode": "batch", "code": "", "runId": "forks", "options": {"exec": FORKS}}
-        bench.http.json("POST", path, start)
-        beside = [once(lambda: bench.run(name, build=None, exec="./hello")) for _ in range(300)]
+        for number in range(ROUNDS):
+            alone += [once(lambda: bench.run(name, build=None, exec="./hello")) for _ in range(60)]
+            with _running(bench, busy, f"forks{number}", FORKS):
+                beside += [
+                    once(lambda: bench.run(name, build=None, exec="./hello")) for _ in range(60)
+                ]
         bench.destroy(busy)
     # Its share of two cores beside one that may use a whole one: as much again, and no more.
     row = Row("exec beside a fork-heavy run", alone, beside, "2 x", 0.0, os.getloadavg()[0])
     row.budget_ms = row.floor * 2
     return row
+
+
+@contextlib.contextmanager
+def _running(bench: Bench, name: str, run_id: str, command: str) -> Iterator[None]:
+    """Have a program run in a session for the length of a block."""
+    path = f"/session/{name}"
+    call = {"mode": "batch", "code": "", "runId": run_id, "options": {"exec": command}}
+    bench.http.json("POST", path, call)
+    yield
+    bench.http.json("POST", f"{path}/interrupt")
+    follow = {"mode": "continue", "code": "", "runId": run_id}
+    while bench.http.json("POST", path, follow)["result"]["status"] != "finished":
+        pass
 
 
 def idle_exec(bench: Bench) -> Row:
