@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -18,7 +19,7 @@ from retort.core.limits import Limits
 from retort.core.run import Mode, RunRequest
 from retort.core.session import Session, SessionStatus
 from retort.errors import ImageNotFound, SandboxFault, SessionNotFound
-from retort.node import adopt, boxes
+from retort.node import adopt, agent, boxes
 from retort.node.agent import LocalNode
 from retort.node.boxes import Boxes
 from retort.node.files import FileLimits
@@ -174,6 +175,39 @@ async def test_what_ends_slowly_holds_up_no_start_and_keeps_its_uid(
         await node.create(session())
     assert launcher.killed
     await node.close()
+
+
+async def test_a_destroy_waits_once_too_many_ended_sessions_are_not_yet_cleared(
+    node: LocalNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = asyncio.Semaphore(0)
+    cleared: list[Any] = []
+
+    async def clear(boxes: Boxes, box: Any) -> None:
+        await may_end.acquire()
+        cleared.append(box)
+
+    monkeypatch.setattr(Boxes, "clear", clear)
+    ids = [uuid.uuid4() for _ in range(agent.MAX_CLEARING + 2)]
+    held = {one: mock.MagicMock() for one in ids}
+    monkeypatch.setattr(node, "_held", dict(held))
+    for one in ids[: agent.MAX_CLEARING]:
+        await asyncio.wait_for(node.destroy(one), 10)  # answered, and nothing is cleared yet
+    assert cleared == []
+    late = [asyncio.ensure_future(node.destroy(one)) for one in ids[agent.MAX_CLEARING :]]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in late)
+    for one in ids:  # those that wait have been sent their end as well
+        held[one].box.kill.assert_called_once()
+    may_end.release()
+    done, _ = await asyncio.wait(late, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    assert (len(done), len(cleared)) == (1, 1)  # one went, one came
+    for _ in ids[1:]:
+        may_end.release()
+    await asyncio.wait_for(asyncio.gather(*late), 10)
+    await node.close()
+    assert len(cleared) == len(ids)
 
 
 async def test_a_node_without_sessions_closes(node: LocalNode) -> None:
