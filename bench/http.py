@@ -10,6 +10,8 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
+LARGE_BYTES = 64 * 1024
+
 
 class Connection:
     """One HTTP/1.1 connection to the server."""
@@ -36,7 +38,11 @@ class Connection:
         """Make one request; give status and body. More `headers` end with CR LF each."""
         head = f"{method} {path}".encode() + self._head
         tail = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode()
-        self._socket.sendall(head + tail + body)
+        if len(body) > LARGE_BYTES:  # not worth a copy
+            self._socket.sendall(head + tail)
+            self._socket.sendall(body)
+        else:
+            self._socket.sendall(head + tail + body)
         return self._answer()
 
     def json(self, method: str, path: str, document: Any = None) -> Any:

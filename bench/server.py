@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,7 +42,10 @@ class Bench:
 
     def upload(self, name: str, files: dict[str, bytes]) -> None:
         """Upload files."""
-        body, kind = multipart(files)
+        self.send(name, *multipart(files))
+
+    def send(self, name: str, body: bytes, kind: str) -> None:
+        """Upload files that `multipart` made ready."""
         status, answer = self.http.call("POST", f"/session/{name}/upload", body, kind)
         assert status == 204, answer
 
@@ -62,6 +66,13 @@ class Bench:
         # Its group keeps the name that it had while it waited.
         written = Path(self.state, "sessions", session_id, "sandbox.json").read_text()
         return str(json.loads(written)["group"]).startswith("pool-")
+
+    def until_ahead(self, count: int) -> None:
+        """Wait until so many sandboxes stand ready."""
+        folder = Path(self.state, "sessions")
+        while len(list(folder.glob("pool-*/sandbox.json"))) < count:
+            time.sleep(0.1)
+        time.sleep(1)  # the last one's group
 
     def destroy(self, name: str) -> None:
         """End a session."""
