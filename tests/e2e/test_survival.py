@@ -21,7 +21,7 @@ import aiohttp
 import pytest
 
 from retort.node.adopt import ANSWER_S
-from retort.sandbox.launcher import SOCKET_NAME
+from retort.sandbox.listeners import SOCKET_NAME
 from retort.wire.repeats import derived_id
 from tests.e2e.conftest import environment, execute, printed, retort, upload
 from tests.e2e.running import (

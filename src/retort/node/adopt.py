@@ -26,7 +26,8 @@ from retort.node.replay import IsKept, MakeRun, Replay
 from retort.node.runner import Runner
 from retort.sandbox.channel import close_all
 from retort.sandbox.init import InitClient
-from retort.sandbox.launcher import SOCKET_NAME, Identity, Launcher, Sandbox, mark_of
+from retort.sandbox.launcher import Identity, Launcher, Sandbox, mark_of
+from retort.sandbox.listeners import SOCKET_NAME, is_spare
 from retort.sandbox.protocol import State
 from retort.sandbox.step_values import StepRecord
 
@@ -171,7 +172,9 @@ async def end_stray(launcher: Launcher, folder: Path) -> bool:
         Whether something was alive.
     """
     record = recollect(folder)
-    if record is None:
+    if is_spare(folder):
+        is_alive = False
+    elif record is None:
         is_alive = await _end_unrecorded(folder)
     else:
         sandbox = find(launcher, folder, record)

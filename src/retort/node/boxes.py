@@ -40,7 +40,8 @@ from retort.sandbox import view
 from retort.sandbox.host_uids import HostUids
 from retort.sandbox.init import InitClient
 from retort.sandbox.inodes import cap_inodes
-from retort.sandbox.launcher import SOCKET_NAME, START_S, Launcher, Sandbox
+from retort.sandbox.launcher import START_S, Launcher, Sandbox
+from retort.sandbox.listeners import SOCKET_NAME
 from retort.sandbox.mounts import mount_folders
 from retort.sandbox.view import SandboxSpec
 
@@ -169,7 +170,7 @@ class Boxes:
         try:
             spec = spec_of(limits, host_uid, mounted, shares_network=self._shares_network)
             sandbox = await self._launcher.start(
-                spec, folder, meanwhile=lambda: _make_files(folder), on_spawned=connect
+                spec, folder, meanwhile=_make_files, on_spawned=connect
             )
             faults.reached(faults.Point.LAUNCHED)
             remember(sandbox, folder.name, self._places.walls)

@@ -15,7 +15,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,11 +22,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from retort.errors import SandboxFault
+from retort.sandbox.listeners import SOCKET_NAME, Listeners
 from retort.sandbox.rootfs import Base
 from retort.sandbox.spawn import Child, spawn
 from retort.sandbox.view import Handed, SandboxSpec, masks_of, system_mounts, view
-
-SOCKET_NAME = "init.sock"  #: below the sandbox's folder on the host
 
 MESSAGE_BYTES = 4096  #: bubblewrap's complaint is cut here
 START_S = 10.0  #: a sandbox that is not up by then will never be
@@ -136,10 +134,12 @@ class Launcher:
         self._masks = tuple(masks_of(base))
         self._is_root = os.geteuid() == 0
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="retort-spawner")
+        self._listeners = Listeners()
 
     def close(self) -> None:
         """End the spawner thread; sandboxes live on."""
         self._spawner.shutdown(wait=True)
+        self._listeners.close()
         if self._filter >= 0:
             os.close(self._filter)
             self._filter = -1
@@ -154,7 +154,7 @@ class Launcher:
         spec: SandboxSpec,
         folder: Path,
         *,
-        meanwhile: Callable[[], None] | None = None,
+        meanwhile: Callable[[Path], None] | None = None,
         on_spawned: Callable[[], None] | None = None,
     ) -> Sandbox:
         """Start one sandbox and wait until its init runs.
@@ -162,8 +162,8 @@ class Launcher:
         Args:
             spec: how it looks.
             folder: for the socket; made with mode 0700 if missing.
-            meanwhile: called by the spawner thread once bubblewrap is at work, if it may wait for
-                the disk; what it raises is ours.
+            meanwhile: makes what else is to be in the folder: called by the spawner thread once
+                bubblewrap is at work, or ahead; what it raises is ours.
             on_spawned: called after that; init's socket listens, so that one can connect to it.
 
         Raises:
@@ -276,7 +276,7 @@ class Launcher:
             raise SandboxFault("launch", f"only root can start as uid {spec.host_uid}")
 
     def _spawn(
-        self, spec: SandboxSpec, folder: Path, meanwhile: Callable[[], None] | None
+        self, spec: SandboxSpec, folder: Path, meanwhile: Callable[[Path], None] | None
     ) -> _Spawned:
         """Run bubblewrap (in the spawner thread)."""
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
@@ -287,9 +287,10 @@ class Launcher:
                 theirs.callback(os.close, ends[1])
                 return ends
 
-            listener = theirs.enter_context(_listen(folder))
+            listener = self._listeners.take(folder)
+            theirs.enter_context(listener.socket)
             info, ready, complaint = pipe(), pipe(), pipe()
-            handed = Handed(listener.fileno(), ready[1], info[1], self._filter)
+            handed = Handed(listener.socket.fileno(), ready[1], info[1], self._filter)
             monitor = spawn(
                 self.command(spec, handed),
                 stdout=complaint[1],
@@ -301,11 +302,15 @@ class Launcher:
             ours.pop_all()  # the caller's from here
         spawned = _Spawned(monitor, info[0], ready[0], complaint[0])
         try:
-            if meanwhile is not None:
-                meanwhile()
+            if meanwhile is not None and not listener.is_filled:
+                meanwhile(folder)
         except BaseException:
             spawned.abandon()
             raise
+        with contextlib.suppress(RuntimeError):  # the server ends
+            self._spawner.submit(
+                self._listeners.prepare, folder, meanwhile
+            )  # once this is handed over
         return spawned
 
     async def _came_up(self, spec: SandboxSpec, folder: Path, spawned: _Spawned) -> Sandbox:
@@ -405,25 +410,6 @@ def mark_of(folder: Path) -> bytes:
     By it they are found when the server was killed before it could write down what it started.
     """
     return b"RETORT_SANDBOX=" + os.fsencode(folder.name)
-
-
-def _listen(folder: Path) -> socket.socket:
-    """Make init's listening socket; through a descriptor, as a name is cut at 107 bytes."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(SOCKET_NAME, dir_fd=fd)
-        listener.bind(f"/proc/self/fd/{fd}/{SOCKET_NAME}")
-        listener.listen(8)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.close(fd)
-    return listener
 
 
 async def _wait_for(fd: int, done: Callable[[], bool]) -> None:

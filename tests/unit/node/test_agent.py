@@ -45,11 +45,11 @@ class Launcher:
         spec: SandboxSpec,
         folder: Path,
         *,
-        meanwhile: Callable[[], None],
+        meanwhile: Callable[[Path], None],
         on_spawned: Callable[[], None],
     ) -> Sandbox:
         folder.mkdir()  # noqa: ASYNC240 - a double has nothing else to do
-        meanwhile()
+        meanwhile(folder)
         on_spawned()
         if self.failure is not None:
             raise self.failure
