@@ -27,7 +27,7 @@ from retort.node.runner import Runner
 from retort.sandbox.channel import close_all
 from retort.sandbox.init import InitClient
 from retort.sandbox.launcher import Identity, Launcher, Sandbox, mark_of
-from retort.sandbox.listeners import SOCKET_NAME, is_spare
+from retort.sandbox.listeners import SOCKET_NAME
 from retort.sandbox.protocol import State
 from retort.sandbox.step_values import StepRecord
 
@@ -172,9 +172,7 @@ async def end_stray(launcher: Launcher, folder: Path) -> bool:
         Whether something was alive.
     """
     record = recollect(folder)
-    if is_spare(folder):
-        is_alive = False
-    elif record is None:
+    if record is None:
         is_alive = await _end_unrecorded(folder)
     else:
         sandbox = find(launcher, folder, record)

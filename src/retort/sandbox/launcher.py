@@ -115,6 +115,7 @@ class Launcher:
         system: mounts of `/usr`, `/bin`, `/lib` ... look on this host; found when left out.
         seccomp: the system call filter of programs (sandbox/seccomp.py); without it they make any.
         helper: our init program, to be run outside; the base's when left out.
+        spares: a folder for what is made ahead (sandbox/listeners.py).
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Launcher:
         system: Sequence[str] | None = None,
         seccomp: bytes | None = None,
         helper: Path | None = None,
+        spares: Path | None = None,
     ) -> None:
         self._filter = -1 if seccomp is None else _sealed(seccomp)
         self._bwrap = bwrap
@@ -134,7 +136,7 @@ class Launcher:
         self._masks = tuple(masks_of(base))
         self._is_root = os.geteuid() == 0
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="retort-spawner")
-        self._listeners = Listeners()
+        self._listeners = Listeners(spares)
 
     def close(self) -> None:
         """End the spawner thread; sandboxes live on."""
@@ -308,9 +310,8 @@ class Launcher:
             spawned.abandon()
             raise
         with contextlib.suppress(RuntimeError):  # the server ends
-            self._spawner.submit(
-                self._listeners.prepare, folder, meanwhile
-            )  # once this is handed over
+            # In this thread, once this sandbox is handed over.
+            self._spawner.submit(self._listeners.prepare, meanwhile)
         return spawned
 
     async def _came_up(self, spec: SandboxSpec, folder: Path, spawned: _Spawned) -> Sandbox:

@@ -16,12 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 SOCKET_NAME = "init.sock"
-_SPARE = "spare-"
-
-
-def is_spare(folder: Path) -> bool:
-    """Whether a folder never belonged to a sandbox, so that no process knows of it."""
-    return folder.name.startswith(_SPARE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,9 +32,17 @@ class Listener:
 
 
 class Listeners:
-    """Makes listening sockets; all calls are one thread's."""
+    """Makes listening sockets; all calls are one thread's.
 
-    def __init__(self) -> None:
+    Args:
+        spares: a folder for what is made ahead, on the file system of sandboxes' folders, for
+            nobody else; None: nothing is. No process knows of what is in it, so that what an
+            earlier server left there is removed first.
+    """
+
+    def __init__(self, spares: Path | None = None) -> None:
+        self._spares = spares
+        self._is_clear = False
         self._spare: Listener | None = None
 
     def take(self, folder: Path) -> Listener:
@@ -59,16 +61,18 @@ class Listeners:
                 return dataclasses.replace(spare, folder=folder)
         return Listener(folder, _listen(folder))
 
-    def prepare(self, beside: Path, fill: Callable[[Path], None] | None = None) -> None:
+    def prepare(self, fill: Callable[[Path], None] | None = None) -> None:
         """Make the next one; where that fails, it is made when it is taken.
 
         Args:
-            beside: a folder, where the next will be, too.
             fill: puts more into the folder.
         """
-        if self._spare is not None:
+        if self._spare is not None or self._spares is None:
             return
-        folder = beside.with_name(f"{_SPARE}{secrets.token_hex(8)}")
+        if not self._is_clear:
+            shutil.rmtree(self._spares, ignore_errors=True)
+            self._is_clear = True
+        folder = self._spares / secrets.token_hex(8)
         try:
             spare = Listener(folder, _listen(folder), is_filled=fill is not None)
         except OSError:

@@ -273,7 +273,8 @@ async def _local_node(
         raise SandboxFault("start", f"{config.sandbox.bwrap}: not found; see `retort doctor`")
     base = await asyncio.to_thread(build, config.state.folder, init_program())
     seccomp = await asyncio.to_thread(filter_of, config)
-    launcher = Launcher(Path(bwrap), base, seccomp=seccomp)
+    spares = config.state.folder / "spares"
+    launcher = Launcher(Path(bwrap), base, seccomp=seccomp, spares=spares)
     # Named after the folder, so that the next server on it finds what this one leaves.
     tag = hashlib.sha256(os.fsencode(config.state.folder.resolve())).hexdigest()[:12]
     groups = await asyncio.to_thread(find, tag, named=config.sandbox.group)
