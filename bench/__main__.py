@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 from bench.measure import Row
 from bench.rows import ROWS
@@ -79,10 +80,18 @@ def _write(path: Path, rows: list[Row]) -> None:
         "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "host": platform.release(),
         "cores": os.cpu_count(),
-        "rows": [dataclasses.asdict(row) for row in rows],
+        "rows": [_short(dataclasses.asdict(row)) for row in rows],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """Give the same with samples to a tenth of a microsecond."""
+    return {
+        key: [round(sample, 4) for sample in value] if isinstance(value, list) else value
+        for key, value in row.items()
+    }
 
 
 if __name__ == "__main__":
