@@ -81,13 +81,14 @@ def _whole_cycle(bench: Bench) -> None:
 def create_warm(bench: Bench) -> Row:
     """Make a session where one waits, one after the other."""
     del bench  # a server with as many waiting as are asked for
-    most = str(WARM + 8)
-    memory = str(4 * int(most) * len(MEGABYTE))
+    most = WARM + 8
     with running(
-        RETORT_POOL_SIZE=most, RETORT_POOL_READY=most, RETORT_POOL_MEMORY_BYTES=memory
+        RETORT_POOL_SIZE=str(most),
+        RETORT_POOL_READY=str(most),
+        RETORT_POOL_MEMORY_BYTES=f"{4 * most}m",
     ) as warm:
         made: list[str] = []
-        warm.until_ahead(int(most))
+        warm.until_ahead(most)
         floor, retort, load = in_turns(
             floors.bwrap, lambda: made.append(warm.session("bash")), rounds=WARM - 3
         )

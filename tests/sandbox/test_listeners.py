@@ -50,6 +50,7 @@ def test_a_folder_gets_a_socket_that_listens(
     if is_ahead:
         listeners.prepare()
         assert len(list(spares.iterdir())) == 1
+        assert stat.S_IMODE(spares.stat().st_mode) == 0o700  # as the folder of sessions
     with listeners.take(folder).socket as listener:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert reaches(folder, listener)

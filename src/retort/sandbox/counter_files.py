@@ -1,7 +1,8 @@
-"""Counters of control groups, read after every step: open for the groups that were lately used.
+"""Counters of control groups, read after every step, and kept open for a few groups.
 
 To open and close a file costs twice what reading it does. Descriptors are few, though, and a server
-may hold a thousand groups, so only the last few groups keep theirs.
+may hold a thousand groups: only those that opened theirs last keep them, and one that is read
+again after so many others opens them anew.
 """
 
 from __future__ import annotations

@@ -74,6 +74,7 @@ class Listeners:
             self._is_clear = True
         folder = self._spares / secrets.token_hex(8)
         try:
+            self._spares.mkdir(mode=0o700, parents=True, exist_ok=True)
             spare = Listener(folder, _listen(folder), is_filled=fill is not None)
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
