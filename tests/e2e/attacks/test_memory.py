@@ -208,7 +208,7 @@ async def test_a_session_has_no_swap(box: Box, server: Server) -> None:
     names = ("memory.memsw.limit_in_bytes", "memory.swap.max")
     groups = [group for group in groups_of(group_tag(server)) if swap_of(group, names)]
     if not groups:
-        pytest.skip("this host kernel counts no swap (cgroup-v2.rst, memory.swap): no limit to read")
+        pytest.skip("this host kernel counts no swap, so that there is no limit to read")
     control = min(groups, key=lambda group: len(group.parts)).with_name("without-a-limit")
     control.mkdir()
     try:  # control: a group beside the sessions' has no limit before somebody sets one
