@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from tests.unit.node.test_runner import ScriptedInit, init, settle
+from tests.unit.node.scripted_init import ScriptedInit, settle
 
 from retort.core.console import Stream
 from retort.core.image import Image, ImageKind, ImageRef
@@ -18,8 +18,6 @@ from retort.node.build_cache import Build
 from retort.node.run_settings import RunSettings
 from retort.node.runner import Runner
 from retort.sandbox.protocol import Phase
-
-__all__ = ["init"]  # a fixture
 
 HIT = Build(
     key=b"k",

@@ -5,165 +5,31 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import uuid
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.unit.node.scripted_init import (
+    SOON,
+    ScriptedInit,
+    batch,
+    begun,
+    going_on,
+    make,
+    settle,
+    typing,
+    until,
+)
 
 from retort.core.image import Image, ImageKind, ImageRef
-from retort.core.run import Answer, Mode, Outcome, RunLimits, RunRequest, Status
+from retort.core.run import Answer, Outcome, RunLimits, Status
 from retort.errors import LimitExceeded, RunNotFound, SandboxFault
 from retort.node import engine as module
 from retort.node import step as step_module
 from retort.node.places import Place
 from retort.node.run_settings import RunSettings
 from retort.node.runner import Runner
-from retort.node.watched_run import WatchedRun
 from retort.sandbox.protocol import Phase, Scope
 from retort.sandbox.session_group import Measured
-from retort.sandbox.step_values import ExecStep, Started, StepExit, StepNotStarted, StepUsage
-
-SOON = 0.02  # seconds that a call waits when it shall find nothing
-
-
-class ScriptedStep:
-    """A step that has been asked for."""
-
-    def __init__(self, program: ExecStep, on_exit: Callable[[StepExit], None]) -> None:
-        self.number = program.number
-        self.argv = program.argv
-        self.stdin, self.stdout, self.stderr = (os.dup(end) for end in program.stdio)
-        self.held = [os.dup(end) for end in program.held]
-        self.future: asyncio.Future[Started] = asyncio.get_running_loop().create_future()
-        self._on_exit = on_exit
-        self.is_over = False
-
-    def start(self) -> None:
-        self.future.set_result(Started(self.number, 2))
-
-    def refuse(self, phase: Phase, error: int = errno.ENOENT) -> None:
-        self.future.set_exception(StepNotStarted(phase, error))
-        self.close()
-
-    def print(self, text: str) -> None:
-        os.write(self.stdout, text.encode())
-
-    async def end(self, code: int = 0) -> None:
-        if not self.future.done():
-            self.start()
-        await settle()
-        self.close()
-        usage = StepUsage(1000, 2000, 64, 0, 0, 0, 0, 0, 0)
-        self._on_exit(StepExit(self.number, code << 8, usage, 0, 10))
-        await settle()
-
-    def close(self) -> None:
-        if not self.is_over:
-            self.is_over = True
-            for end in (self.stdin, self.stdout, self.stderr, *self.held):
-                os.close(end)
-
-
-class ScriptedInit:
-    """As much of `InitClient` as a runner uses."""
-
-    def __init__(self) -> None:
-        self.steps: list[ScriptedStep] = []
-        self.kills: list[tuple[int, int, Scope]] = []
-        self.released: list[int] = []
-        self.failure: Exception | None = None
-        self.is_reading = False
-
-    def exec(
-        self, program: ExecStep, on_exit: Callable[[StepExit], None]
-    ) -> asyncio.Future[Started]:
-        if self.failure is not None:
-            raise self.failure
-        self.steps.append(ScriptedStep(program, on_exit))
-        return self.steps[-1].future
-
-    def feed(self, number: int, data: bytes) -> asyncio.Future[int]:
-        if self.failure is not None:
-            raise self.failure
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        step = next(step for step in self.steps if step.number == number)
-        try:
-            done.set_result(os.write(step.held[0], data))
-        except BlockingIOError:
-            done.set_result(0)
-        return done
-
-    def kill(self, number: int, signal: int, scope: Scope) -> asyncio.Future[None]:
-        if self.failure is not None:
-            raise self.failure
-        self.kills.append((number, signal, scope))
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_exception(ProcessLookupError())
-        return done
-
-    def release(self, number: int) -> asyncio.Future[None]:
-        self.released.append(number)
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
-        return done
-
-    def prepare(self) -> asyncio.Future[Any]:
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        done.set_exception(OSError(errno.EBUSY, "no standby in this script"))
-        return done
-
-    async def is_waiting(self, number: int) -> bool:
-        return self.is_reading
-
-    async def open(self, path: bytes, flags: int) -> int:
-        raise self.failure or FileNotFoundError(path)
-
-
-async def settle() -> None:
-    """Let everything happen that needs no time."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-@pytest.fixture
-async def init() -> AsyncIterator[ScriptedInit]:
-    made = ScriptedInit()
-    yield made
-    for step in made.steps:
-        step.close()
-
-
-@pytest.fixture
-async def runner(init: ScriptedInit) -> AsyncIterator[Runner]:
-    made = make(init)
-    yield made
-    made.broken("the test is over")
-
-
-def make(init: ScriptedInit, **settings: Any) -> Runner:
-    image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
-    return Runner(init, image, {}, (), RunSettings(**settings))  # type: ignore[arg-type]
-
-
-def batch(run_id: str = "r", *, command: str | None = "x", **more: Any) -> RunRequest:
-    return RunRequest(Mode.BATCH, run_id=run_id, exec=command, **more)
-
-
-def going_on(run_id: str = "r") -> RunRequest:
-    return RunRequest(Mode.CONTINUE, run_id=run_id)
-
-
-def typing(text: str, run_id: str = "r") -> RunRequest:
-    return RunRequest(Mode.INPUT, text, run_id=run_id)
-
-
-async def begun(runner: Runner, run_id: str = "r") -> None:
-    """Start a run and take its `build-finished`."""
-    answer = await runner.execute(batch(run_id), SOON)
-    assert answer.status is Status.BUILD_FINISHED
-
 
 # --- starting -----------------------------------------------------------------------------------
 
@@ -261,18 +127,12 @@ async def test_an_abandoned_program_is_dead_before_the_next_run_begins(
     runner.open(batch("b"))
     runner.abandon(run)
     assert init.kills == [(1, 2, Scope.GROUP)]
-    await asyncio.wait_for(_until(lambda: len(init.kills) == 2), 5)
+    await asyncio.wait_for(until(lambda: len(init.kills) == 2), 5)
     assert init.kills[1] == (1, 9, Scope.EVERYTHING)
     await settle()
     assert len(init.steps) == 1, "init would refuse it while the first one dies"
     await init.steps[0].end(137)
     assert len(init.steps) == 2
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        for _ in iter(condition, True):
-            await asyncio.sleep(0.001)
 
 
 async def test_an_abandoned_run_starts_no_further_step(runner: Runner, init: ScriptedInit) -> None:
@@ -289,7 +149,7 @@ async def test_a_time_limit_does_not_prolong_an_abandoned_program(
     monkeypatch.setattr(module, "ABANDON_S", 0.01)
     runner = make(init, limits=RunLimits(wall_s=3600.0))
     runner.abandon(runner.open(batch()))
-    await asyncio.wait_for(_until(lambda: (1, 9, Scope.EVERYTHING) in init.kills), 5)
+    await asyncio.wait_for(until(lambda: (1, 9, Scope.EVERYTHING) in init.kills), 5)
     await init.steps[0].end(137)
 
 
@@ -361,7 +221,7 @@ async def test_a_verdict_that_was_decided_outlives_an_init_that_is_lost_right_af
 async def test_the_time_limit_counts_from_the_beginning_and_kills(init: ScriptedInit) -> None:
     runner = make(init, limits=RunLimits(wall_s=0.02))
     await begun(runner)
-    await asyncio.wait_for(_until(lambda: bool(init.kills)), 5)
+    await asyncio.wait_for(until(lambda: bool(init.kills)), 5)
     await init.steps[0].end(137)
     answer = await runner.execute(going_on(), SOON)
     assert (answer.status, answer.exit_code) == (Status.EXEC_TIMEOUT, None)
@@ -478,90 +338,6 @@ async def test_only_so_many_ended_runs_are_kept(init: ScriptedInit) -> None:
     with pytest.raises(RunNotFound):
         runner.open(going_on("a"))
     assert runner.open(going_on("b")).is_ended
-
-
-# --- input --------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-async def test_a_wait_is_told_after_two_looks_and_ends_with_input(
-    runner: Runner, init: ScriptedInit
-) -> None:
-    await begun(runner)
-    init.steps[0].start()
-    init.is_reading = True
-    init.steps[0].print("? ")
-    answer = await runner.execute(going_on(), 5)
-    assert (answer.status, answer.console) == (Status.WAITING_INPUT, (("stdout", "? "),))
-    init.is_reading = False
-    assert (await runner.execute(typing("a"), SOON)).status is Status.CONTINUED
-    assert os.read(init.steps[0].stdin, 10) == b"a\n"
-
-
-@pytest.mark.slow
-async def test_a_wait_that_is_over_without_input_is_not_told_again(
-    runner: Runner, init: ScriptedInit
-) -> None:
-    await begun(runner)
-    init.is_reading = True
-    assert (await runner.execute(going_on(), 5)).status is Status.WAITING_INPUT
-    assert (await runner.execute(going_on(), 5)).status is Status.WAITING_INPUT
-    init.is_reading = False
-    assert (await runner.execute(going_on(), SOON)).status is Status.CONTINUED
-
-
-async def test_unread_input_means_that_the_program_does_not_wait(
-    runner: Runner, init: ScriptedInit
-) -> None:
-    await begun(runner)
-    runner.open(typing("early"))
-    init.is_reading = True
-    assert (await runner.execute(going_on(), 0.2)).status is Status.CONTINUED
-
-
-async def test_input_for_a_build_waits_for_exec(runner: Runner, init: ScriptedInit) -> None:
-    runner.open(batch(build="b"))
-    runner.open(typing("early"))
-    await init.steps[0].end()
-    assert os.read(init.steps[1].stdin, 10) == b"early\n"
-
-
-@pytest.mark.parametrize("is_started", [False, True])
-async def test_input_beyond_its_limit_is_refused(init: ScriptedInit, is_started: bool) -> None:
-    runner = make(init, input_bytes=100_000)
-    runner.open(batch())
-    if is_started:
-        init.steps[0].start()
-        await settle()
-    runner.open(typing("x" * 90_000))
-    if is_started:  # a pipe takes 64 KiB of it
-        await settle()
-        runner.open(typing("x" * 60_000))
-    with pytest.raises(LimitExceeded):
-        runner.open(typing("x" * 60_000))
-    runner.broken("over")
-
-
-# --- streams ------------------------------------------------------------------------------------
-
-
-async def test_a_stream_gives_all_answers_and_ends(runner: Runner, init: ScriptedInit) -> None:
-    watched = WatchedRun(uuid.uuid4(), runner, batch(has_clean=True), flush_s=0.005)
-    seen: list[Answer] = []
-
-    async def watch() -> None:
-        async for answer in watched:
-            seen.append(answer)
-
-    watching = asyncio.ensure_future(watch())
-    init.steps[0].print("one")
-    await asyncio.wait_for(_until(lambda: len(seen) == 3), 5)
-    await init.steps[0].end(3)
-    await asyncio.wait_for(watching, 5)
-    assert [(a.status.value, a.exit_code) for a in seen] == [
-        ("clean-finished", 0), ("build-finished", 0), ("continued", None), ("finished", 3),
-    ]  # fmt: skip
-    assert watched.run_id == "r"
 
 
 # --- nothing is left ----------------------------------------------------------------------------
