@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from tests.e2e.running import wait_for, wait_for_file
 pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
+PROCESSES = 1024  # `sandbox.processes`, as it comes
 CONFIG = {"resources": {"cpu": 1, "mem": "128m"}}
 
 
@@ -106,6 +109,18 @@ async def test_a_fork_bomb_meets_the_process_limit_and_the_session_lives_on(
     after = await verdict(api, name, exec="ls /proc | grep -c '^[0-9]'")
     assert (after["outcome"], after["exitCode"]) == ("exited", 0)
     assert int(printed([after])) < 10
+
+
+async def test_no_fork_is_refused_before_the_limit_that_counts_it(
+    api: aiohttp.ClientSession, new_session: NewSession
+) -> None:
+    """RLIMIT_NPROC counts a fork half made: every task of a full group may be in one."""
+    name = await new_session("bash")
+    answer = await verdict(api, name, exec="ulimit -u")
+    needs_groups(answer)
+    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    own = math.inf if hard == resource.RLIM_INFINITY else hard
+    assert float(printed([answer])) >= min(own, 2 * (PROCESSES + 2))
 
 
 async def test_a_wall_limit_of_the_request_ends_the_run(

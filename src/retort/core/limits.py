@@ -18,7 +18,7 @@ class Limits:
         scratch_inodes: files and folders in `/home/work`.
         tmp_inodes: in each of `/tmp`, `/var/tmp` and `/dev/shm`.
         memory_bytes, cpus: the session's slots (spec 5.9).
-        processes: RLIMIT_NPROC of a step.
+        processes: and threads, of all steps together (RLIMIT_NPROC where nothing counts them).
         open_files: RLIMIT_NOFILE of a step.
         file_bytes: RLIMIT_FSIZE of a step.
         stack_bytes: RLIMIT_STACK of a step.

@@ -49,7 +49,7 @@ log = structlog.get_logger()
 
 CONNECT_S = 10.0
 SWEEP_S = 1.0  # for what an earlier server left; what takes longer must not hold up a start
-NPROC_MARGIN = 128  # between the group's limit of processes and the second wall, RLIMIT_NPROC
+OURS = 2  # init and its standby child
 INODE_SHARE_BYTES = 16 * 1024  # of the memory for each file: an empty one costs 1 KiB and more
 
 Tell = Callable[[Exception | None], None]
@@ -374,8 +374,10 @@ def _rlimits(limits: Limits, *, counts_processes: bool, has_group: bool) -> RLim
         resource.RLIMIT_MEMLOCK: 64 * 1024,
     }
     if counts_processes:
-        # A group's limit comes first, for it also counts what it refuses.
-        wanted[resource.RLIMIT_NPROC] = limits.processes + (NPROC_MARGIN if has_group else 0)
+        # A group's limit comes first, for it also counts what it refuses. RLIMIT_NPROC counts a
+        # process before the group does, and every task that lives may be in the middle of a fork.
+        living = limits.processes + OURS
+        wanted[resource.RLIMIT_NPROC] = 2 * living if has_group else limits.processes
     possible = ((number, _at_most_own(number, value)) for number, value in wanted.items())
     return tuple((number, value, value) for number, value in possible)
 
