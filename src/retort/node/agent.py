@@ -279,19 +279,24 @@ class LocalNode:
 
     async def upload(self, session_id: uuid.UUID, files: AsyncIterator[FileUpload]) -> None:
         """Store files, all or none."""
-        await self._find(session_id).files.upload(files)
+        await (await self._files(session_id)).upload(files)
 
     async def listing(self, session_id: uuid.UUID, path: str) -> Listing:
         """List a folder."""
-        return await self._find(session_id).files.listing(path)
+        return await (await self._files(session_id)).listing(path)
 
     async def download(self, session_id: uuid.UUID, paths: Sequence[str]) -> list[Download]:
         """Open files or folders as tar streams."""
-        return await self._find(session_id).files.download(paths)
+        return await (await self._files(session_id)).download(paths)
 
     async def download_single(self, session_id: uuid.UUID, path: str) -> Download:
         """Open one regular file as it is."""
-        return await self._find(session_id).files.download_single(path)
+        return await (await self._files(session_id)).download_single(path)
+
+    async def _files(self, session_id: uuid.UUID) -> SessionFiles:
+        """Give a session's files when its init may be asked for them."""
+        await self._find(session_id).box.place.room()
+        return self._find(session_id).files
 
     # --- inside -------------------------------------------------------------------------
 

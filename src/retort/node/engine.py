@@ -451,13 +451,13 @@ class RunEngine:
         self._advance(run, StepEnded(self._stepper.failed()))
 
     def _step_exited(self, step: Step, end: StepExit) -> None:
-        if self._stepper.is_beyond_limit:
+        if self._place.is_short:
             self._later(self._step_exited_late(step, end))
         elif self._step is step:
             self._step_ended(step, end)
 
     async def _step_exited_late(self, step: Step, end: StepExit) -> None:
-        await self._stepper.memory_is_back()
+        await self._place.room()
         if self._step is step:
             self._step_ended(step, end)
 

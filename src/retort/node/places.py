@@ -27,6 +27,8 @@ GroupOfSession = asyncio.Future[SessionGroup | None]
 
 SHORT_S = 10.0  # a host that is short of descriptors or memory for longer is in trouble
 SHORT_PAUSE_S = 0.1
+ROOM_S = 5.0  # for memory to come back: that of dead processes and sockets takes milliseconds
+ROOM_LOOK_S = 0.010
 THREADS = 4  # moves into groups wait for the host kernel, up to 30 ms each (DESIGN 3)
 
 
@@ -58,6 +60,32 @@ class Place:
             return left.f_bavail == 0 or left.f_favail == 0
         except OSError:
             return False
+
+    @property
+    def is_short(self) -> bool:
+        """Whether init may not be asked for anything, for the host kernel might kill it for that.
+
+        Whatever it is asked for takes some memory, of which its session has none.
+        """
+        return self.group is not None and self.group.is_short
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether a program may be killed for want of memory before init has done what it is asked.
+
+        Of two looks in a row only the first says so, unless more was taken between them.
+        """
+        return self.group is not None and self.group.is_filling
+
+    async def room(self) -> None:
+        """Wait until init may be asked again, or for `ROOM_S`."""
+        if self.group is None or not self.group.is_short:
+            return
+        now = asyncio.get_running_loop().time
+        ends_at = now() + ROOM_S
+        while self.group.is_short and now() < ends_at:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(ROOM_LOOK_S)
+        self.group.give_up_room()
 
     def lacks(self, name: bytes) -> bool:
         """Whether /home/work has nothing of a name: a look without init's help.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import math
 import os
 import resource
@@ -35,8 +36,6 @@ from retort.sandbox.step_values import ExecStep, Started, StepExit, StepRecord
 
 HOME = b"/home/work"
 TAG_BYTES = 128
-MEMORY_BACK_S = 5.0  # the memory of dead sockets is back in some milliseconds
-MEMORY_LOOK_S = 0.010
 
 RLimits = tuple[tuple[int, int, int], ...]
 
@@ -55,6 +54,8 @@ class Step:
         waited_us: the host's counter of waiting for processors when it was started.
         build: what the build cache knows of it, if it was asked.
         sent: what the journal says of it.
+        has_spare: the next step's child was made already, or could not be.
+        refused_to_us: processes that the process limit refused to us, not to the program.
     """
 
     number: int
@@ -71,6 +72,8 @@ class Step:
     waited_us: int | None = None
     build: Build | None = None
     sent: Sent | None = None
+    has_spare: bool = False
+    refused_to_us: int = 0
 
     @property
     def now(self) -> StepNow | None:
@@ -237,7 +240,7 @@ class Stepper:
         counters = Counters(
             oom_kills=measured.oom_kills,
             is_own_limit=measured.is_own_limit,
-            refused_forks=measured.refused_forks,
+            refused_forks=measured.refused_forks - step.refused_to_us,
             is_scratch_full=self._place.is_scratch_full,
         )
         self.met_limit = step.stop is not None or bool(
@@ -289,22 +292,20 @@ class Stepper:
                 self._loop, group.cpu_us, left_us, lambda: self._on_limit(step, Stop.CPU)
             )
 
-    @property
-    def is_beyond_limit(self) -> bool:
-        """Whether init may not be asked for anything, for the host kernel would kill it for that.
-
-        Whatever it is asked for takes some memory, and its session is charged for too much already.
-        """
-        return (group := self._place.group) is not None and group.is_beyond_limit
-
-    async def memory_is_back(self) -> None:
-        """Wait until init may be asked again, or for `MEMORY_BACK_S`."""
-        ends_at = self._loop.time() + MEMORY_BACK_S
-        while self.is_beyond_limit and self._loop.time() < ends_at:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(MEMORY_LOOK_S)
-
     async def _is_waiting(self, step: Step) -> bool:
-        return not self.is_beyond_limit and await self._client.is_waiting(step.number)
+        if self._place.is_short or self._place.is_filling:
+            return False
+        if self._place.group is not None and not step.has_spare:
+            step.has_spare = True
+            await self._make_spare(step)
+        return await self._client.is_waiting(step.number)
+
+    async def _make_spare(self, step: Step) -> None:
+        """Have a child made while a program runs: the host kernel takes it before it takes init."""
+        try:
+            os.close((await self._client.prepare()).pidfd)
+        except OSError as exc:  # the step is ending, or its program has all processes there may be
+            step.refused_to_us += exc.errno == errno.EAGAIN
 
     def _cpu_rlimit(self, run: LiveRun) -> RLimits:
         """Give the next best where nothing counts CPU time over all processes: one each."""

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import enum
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from retort.sandbox.counter_files import READ_BYTES, CounterFiles, read_once
 
 PERIOD_US = 100_000  # of the CPU quota
 SOCKET_BYTES = 64 * MIB  # v1: of all buffers of internet sockets together, beside the memory
+ROOM_BYTES = MIB // 2  # of memory, without which init is asked for nothing; it takes some KiB
+NEAR_BYTES = 4 * MIB  # a program this far from its limit may meet it before init has answered
 
 
 class Mode(enum.Enum):
@@ -99,7 +102,8 @@ class SessionGroup:
         folders: by controller; v2 has the same one for all.
     """
 
-    __slots__ = ("_before", "_can_reset", "_files", "_folders", "_mode", "_peak", "_read")
+    __slots__ = ("_before", "_can_reset", "_files", "_folders", "_left_before", "_limit", "_mode",
+                 "_over", "_peak", "_read")  # fmt: skip
 
     def __init__(self, mode: Mode, folders: Mapping[str, Path]) -> None:
         self._mode = mode
@@ -108,6 +112,9 @@ class SessionGroup:
         self._can_reset = mode is Mode.V1 or self._peak >= 0
         self._read: Callable[[str], bytes] = read_once  # in a thread
         self._before = self._count()
+        self._over = self._before.oom_kills  # of these the memory is back
+        self._limit: int | None = None
+        self._left_before = sys.maxsize  # at the last look
         self._files = CounterFiles()
         self._read = self._files.read
 
@@ -167,17 +174,54 @@ class SessionGroup:
         return now.total_us - before.total_us if now and before else None
 
     @property
-    def is_beyond_limit(self) -> bool:
-        """Whether more memory is charged than the limit allows: whoever asks for more is killed.
+    def is_short(self) -> bool:
+        """Whether whoever takes memory now may be killed for it, be it init.
 
-        On v2 what arrives at sockets is charged all the same; never so on v1.
+        So it is where more is charged than the limit allows (v2: what arrives at sockets is, all
+        the same), and from the moment in which the host kernel kills for want of memory until that
+        memory is back: the one that dies counts as dead before its pages are free.
         """
-        if self._mode is not Mode.V2:
-            return False
+        kills = self._kills()
+        if self._mode is Mode.V2 and self._left() < 0:
+            return True
+        if kills != self._over:
+            left = self._left()
+            if left < ROOM_BYTES and left + self._cached() < ROOM_BYTES:
+                return True
+            self._over = kills
+        return False
+
+    def give_up_room(self) -> None:
+        """Count the memory of those who were killed so far as back: what is charged stays."""
+        self._over = self._kills()
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether the memory is nearly full, and fuller than at the last look."""
+        left, before = self._left(), self._left_before
+        self._left_before = left
+        return left < NEAR_BYTES and before - left > ROOM_BYTES and self._cached() < NEAR_BYTES
+
+    def _left(self) -> int:
+        """Give the bytes that may still be charged, below 0 beyond the limit."""
         memory = self._folders["memory"]
-        now = self._number(f"{memory}/memory.current")
-        limit = self._number(f"{memory}/memory.max")
-        return now is not None and limit is not None and now > limit
+        v2 = self._mode is Mode.V2
+        now = self._number(f"{memory}/{'memory.current' if v2 else 'memory.usage_in_bytes'}")
+        if self._limit is None:
+            limit = self._number(f"{memory}/{'memory.max' if v2 else 'memory.limit_in_bytes'}")
+            self._limit = sys.maxsize if limit is None else limit
+        return sys.maxsize if now is None else self._limit - now
+
+    def _cached(self) -> int:
+        """Give the bytes of files on disks, which the host kernel takes back when it must."""
+        stat = self._fields(f"{self._folders['memory']}/memory.stat")
+        prefix = "" if self._mode is Mode.V2 else "total_"
+        return sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+
+    def _kills(self) -> int:
+        memory = self._folders["memory"]
+        file = "memory.events" if self._mode is Mode.V2 else "memory.oom_control"
+        return self._fields(f"{memory}/{file}").get("oom_kill", 0)
 
     def close(self) -> None:
         """Let go of the group, and leave it as it is."""
@@ -207,7 +251,7 @@ class SessionGroup:
             hits: int | None = events.get("oom", 0)
         else:
             peak = self._number(f"{memory}/memory.max_usage_in_bytes")
-            kills = self._fields(f"{memory}/memory.oom_control").get("oom_kill", 0)
+            kills = self._kills()
             hits = None
         return Counted(
             memory_peak=peak,

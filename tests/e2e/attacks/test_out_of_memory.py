@@ -152,3 +152,35 @@ async def test_init_outlives_memory_that_comes_back_late(new_box: NewBox) -> Non
         ended = await box.c(FLOOD)
         assert ended.answer["outcome"] == "out-of-memory", ended
         await box.works()
+
+
+# Huge pages are free only when the host kernel already looks for the next process to kill.
+HUGE = """
+#define _GNU_SOURCE
+#include <stddef.h>
+#include <sys/mman.h>
+
+int main(void)
+{
+    const size_t size = 512UL << 20;
+    char *bytes = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    madvise(bytes, size, MADV_HUGEPAGE);
+    for (size_t i = 0; i < size; i += 4096)
+        bytes[i] = 1;
+    return 0;
+}
+"""
+
+
+async def test_init_is_not_taken_while_the_memory_of_another_is_on_its_way_back(
+    new_box: NewBox,
+) -> None:
+    box = await new_box(mem=128 * MIB)
+    if box.walls["memory"] == "none":
+        pytest.skip("this host gives no control groups")
+    assert outside_c(HUGE).returncode == 0, "control"
+    for _ in range(20):
+        ended = await box.c(HUGE)
+        assert ended.answer["outcome"] == "out-of-memory", ended
+        await box.works()

@@ -65,6 +65,8 @@ class ScriptedInit:
         self.released: list[int] = []
         self.failure: Exception | None = None
         self.is_reading = False
+        self.prepared = 0  #: times that it was asked for a standby child
+        self.no_standby = errno.EBUSY  #: why there is none
 
     def exec(
         self, program: ExecStep, on_exit: Callable[[StepExit], None]
@@ -101,7 +103,8 @@ class ScriptedInit:
 
     def prepare(self) -> asyncio.Future[Any]:
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        done.set_exception(OSError(errno.EBUSY, "no standby in this script"))
+        self.prepared += 1
+        done.set_exception(OSError(self.no_standby, "no standby in this script"))
         return done
 
     async def is_waiting(self, number: int) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,40 @@ def test_where_nothing_can_be_seen_nothing_is_said_to_be_lacking(tmp_path: Path)
         assert not Place(scratch=fd).lacks(b".output")
     finally:
         os.close(fd)
+
+
+# --- a session that is short of memory ------------------------------------------------------
+
+
+class ShortGroup:
+    """A group that is short of memory for a number of looks, or for ever."""
+
+    def __init__(self, looks: float) -> None:
+        self.looks = looks
+        self.given_up = 0
+
+    @property
+    def is_short(self) -> bool:
+        self.looks -= 1
+        return self.looks >= 0
+
+    def give_up_room(self) -> None:
+        self.given_up += 1
+
+
+async def test_init_may_be_asked_when_the_memory_of_the_killed_is_back() -> None:
+    group = ShortGroup(3)
+    await Place(group).room()  # type: ignore[arg-type]
+    assert group.looks < 0
+
+
+async def test_memory_that_does_not_come_back_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(places, "ROOM_S", 0.02)
+    group = ShortGroup(math.inf)
+    await Place(group).room()  # type: ignore[arg-type]
+    assert group.given_up == 1
 
 
 # --- a host that is short of something just then --------------------------------------------

@@ -374,13 +374,17 @@ class DeadlyGroup:
     """A session's group that saw the host kernel kill for want of memory."""
 
     counted = None
-    is_beyond_limit = False
+    is_short = False
+    has_given_up = False
 
     def take(self) -> Measured:
         return Measured(oom_kills=2)
 
+    def give_up_room(self) -> None:
+        self.has_given_up = True
 
-async def test_init_is_asked_for_nothing_while_its_session_is_charged_for_too_much(
+
+async def test_init_is_asked_for_nothing_while_its_session_is_short_of_memory(
     init: ScriptedInit,
 ) -> None:
     image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
@@ -388,16 +392,49 @@ async def test_init_is_asked_for_nothing_while_its_session_is_charged_for_too_mu
     runner = Runner(init, image, {}, (), RunSettings(), Place(group))  # type: ignore[arg-type]
     await begun(runner)
     init.steps[-1].start()
-    group.is_beyond_limit = True
+    group.is_short = True
     await init.steps[-1].end(137)
     assert runner.is_busy
     assert init.released == []
-    group.is_beyond_limit = False
+    group.is_short = False
     answer = await runner.execute(going_on(), 5)
     assert answer.verdict is not None
     assert (answer.exit_code, answer.verdict.outcome) == (137, Outcome.OUT_OF_MEMORY)
     await settle()
     assert init.released == [init.steps[-1].number]
+
+
+class CrowdedGroup:
+    """A session's group without room for one more process."""
+
+    counted = None
+    is_short = False
+    is_filling = False
+
+    def __init__(self, refused: int) -> None:
+        self._refused = refused
+
+    def take(self) -> Measured:
+        return Measured(refused_forks=self._refused)
+
+
+@pytest.mark.parametrize(("refused", "outcome"), [(1, Outcome.EXITED), (2, Outcome.PIDS_LIMIT)])
+async def test_a_child_that_only_init_was_refused_is_no_limit_of_the_program(
+    init: ScriptedInit, refused: int, outcome: Outcome
+) -> None:
+    image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
+    place = Place(CrowdedGroup(refused))  # type: ignore[arg-type]
+    runner = Runner(init, image, {}, (), RunSettings(), place)  # type: ignore[arg-type]
+    init.no_standby = errno.EAGAIN
+    await begun(runner)
+    init.steps[-1].start()
+    init.is_reading = True
+    assert (await runner.execute(going_on(), 5)).status is Status.WAITING_INPUT
+    assert init.prepared == 1  # by the first of two looks, and not again
+    await init.steps[-1].end(1)
+    answer = await runner.execute(going_on(), 5)
+    assert answer.verdict is not None
+    assert (answer.exit_code, answer.verdict.outcome) == (1, outcome)
 
 
 async def test_a_session_whose_init_was_killed_for_memory_says_so(init: ScriptedInit) -> None:

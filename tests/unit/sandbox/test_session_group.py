@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from retort.core.limits import MIB
 from retort.sandbox.session_group import Mode, SessionGroup
 
 
@@ -58,18 +59,96 @@ def test_without_a_counter_cpu_time_is_not_known(tmp_path: Path) -> None:
     assert (measured.user_us, measured.system_us) == (None, None)
 
 
+class Memory:
+    """What the host kernel tells of a group's memory, in MiB."""
+
+    def __init__(self, folder: Path, mode: Mode, limit: float | None = 128) -> None:
+        self._folder, self._mode = folder, mode
+        none = f"{(1 << 63) - 4096}\n" if mode is Mode.V1 else "max\n"
+        name = "memory.max" if mode is Mode.V2 else "memory.limit_in_bytes"
+        (folder / name).write_text(none if limit is None else f"{int(limit * MIB)}\n")
+
+    def is_now(self, used: float, *, kills: int = 0, files: float = 0) -> None:
+        v2 = self._mode is Mode.V2
+        usage, events, prefix = (
+            ("memory.current", "memory.events", "")
+            if v2
+            else ("memory.usage_in_bytes", "memory.oom_control", "total_")
+        )
+        (self._folder / usage).write_text(f"{int(used * MIB)}\n")
+        (self._folder / events).write_text(f"oom 9\noom_kill {kills}\n")
+        (self._folder / "memory.stat").write_text(
+            f"inactive_file 7\n{prefix}inactive_file {int(files * MIB)}\n{prefix}active_file 0\n"
+        )
+
+
+MODES = pytest.mark.parametrize("mode", [Mode.V1, Mode.V2])
+
+
 @pytest.mark.parametrize(
-    ("mode", "now", "limit", "is_beyond"),
+    ("mode", "used", "limit", "is_short"),
     [
-        (Mode.V2, "4097", "4096", True),
-        (Mode.V2, "4096", "4096", False),  # full is not beyond
-        (Mode.V2, "4097", "max", False),
-        (Mode.V1, "4097", "4096", False),
+        (Mode.V2, 129, 128, True),
+        (Mode.V2, 128, 128, False),  # full is not beyond
+        (Mode.V2, 129, None, False),
+        (Mode.V1, 129, 128, False),
     ],
 )
-def test_a_group_is_beyond_its_limit_when_more_is_charged_than_it_allows(
-    tmp_path: Path, mode: Mode, now: str, limit: str, is_beyond: bool
+def test_a_group_is_short_when_more_is_charged_than_it_allows(
+    tmp_path: Path, mode: Mode, used: float, limit: float | None, is_short: bool
 ) -> None:
-    (tmp_path / "memory.current").write_text(f"{now}\n")
-    (tmp_path / "memory.max").write_text(f"{limit}\n")
-    assert group(tmp_path, mode).is_beyond_limit is is_beyond
+    Memory(tmp_path, mode, limit).is_now(used)
+    assert group(tmp_path, mode).is_short is is_short
+
+
+@MODES
+def test_a_group_is_short_from_a_kill_until_its_memory_is_back(tmp_path: Path, mode: Mode) -> None:
+    memory = Memory(tmp_path, mode)
+    memory.is_now(127.9)
+    session = group(tmp_path, mode)
+    assert not session.is_short
+    memory.is_now(127.9, kills=1)
+    assert session.is_short
+    assert session.is_short
+    memory.is_now(3, kills=1)
+    assert not session.is_short
+    memory.is_now(127.9, kills=1)  # nobody was killed again
+    assert not session.is_short
+    memory.is_now(127.9, kills=2)
+    assert session.is_short
+
+
+@MODES
+def test_files_that_the_host_kernel_takes_back_are_room(tmp_path: Path, mode: Mode) -> None:
+    memory = Memory(tmp_path, mode)
+    memory.is_now(3)
+    session = group(tmp_path, mode)
+    memory.is_now(128, kills=1, files=90)
+    assert not session.is_short
+
+
+@MODES
+def test_memory_that_never_comes_back_is_given_up(tmp_path: Path, mode: Mode) -> None:
+    memory = Memory(tmp_path, mode)
+    memory.is_now(3)
+    session = group(tmp_path, mode)
+    memory.is_now(128, kills=1)
+    assert session.is_short
+    session.give_up_room()
+    assert not session.is_short
+
+
+@MODES
+def test_a_group_is_filling_while_it_comes_near_its_limit(tmp_path: Path, mode: Mode) -> None:
+    memory = Memory(tmp_path, mode)
+    memory.is_now(3)
+    session = group(tmp_path, mode)
+    memory.is_now(100)
+    assert not session.is_filling  # far from it
+    memory.is_now(126)
+    assert session.is_filling
+    assert not session.is_filling  # it stays there
+    memory.is_now(127)
+    assert session.is_filling
+    memory.is_now(128, files=90)
+    assert not session.is_filling
