@@ -69,8 +69,13 @@ async def test_a_file_beyond_the_largest_is_cut_short(
     ]
 
 
-async def test_sparse_files_are_listed_whole_and_never_sent_beyond_the_cap(box: Box) -> None:
+async def test_sparse_files_are_listed_whole_and_never_sent_beyond_the_cap(
+    box: Box, tmp_path: Path
+) -> None:
     make = f"mkdir many; for n in {{1..200}}; do truncate -s {FILE} many/$n; done"
+    naive = f"{make}; tar -c many | head -c 80M | wc -c"
+    sent = subprocess.run(["/bin/bash", "-c", naive], cwd=tmp_path, check=True, capture_output=True)
+    assert int(sent.stdout) == 80 * MIB  # control: files that take no space, sent without an end
     assert (await box.sh(make)).told == ("exited", 0, None)
     entries, _ = await listing(box, "many")
     assert {entry["size"] for entry in entries} == {FILE}  # 6 GiB on a disk of 48 MiB

@@ -410,6 +410,10 @@ async def test_more_processors_give_no_more_time(box: Box) -> None:
         "    while True: os.wait()\n"
         "except ChildProcessError: pass\n"
     )
+    tell = "print(sum(os.times()[:4]), flush=True)\n"  # the last one is of all together
+    used_s = (float(outside(spin + tell).stdout.split()[-1]) for _ in range(5))
+    if not any(used > 1.35 for used in used_s):  # control
+        print("others need the processors of this host")
     ended = await box.python(spin)
     used = ended.usage["userUs"] + ended.usage["systemUs"]
     assert used < 1.35 * ended.usage["wallUs"]  # one CPU, by quota
