@@ -14,7 +14,7 @@ INIT := src/retort/_bin/retort-init
 RETORT := .venv/.retort
 CLIENTS := .venv-client/.packages .venv-client-1/.packages
 
-.PHONY: help setup check test test-vm bench hostile stability chaos soak thousand docs serve demo fuzz clean clients
+.PHONY: help setup check test test-vm test-here bench hostile stability chaos soak thousand docs serve demo fuzz clean clients
 
 help:    ## list these verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -33,6 +33,10 @@ test: setup clients    ## run every test, two at a time; T="..." is handed to py
 
 test-vm: $(INIT)    ## run what depends on the host in a virtual machine with cgroups v2
 	vm/test
+
+test-here: setup    ## run the same here: as root, as an ordinary user, without control groups
+	@PYTHON=$(PYTHON) scripts/system-packages --tests
+	.venv/bin/python scripts/test-here
 
 bench: setup    ## measure, each figure beside its floor
 	.venv/bin/python -m bench $(B)
