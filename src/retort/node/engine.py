@@ -282,7 +282,7 @@ class RunEngine:
             self._advance(run, Begun())
 
     def _set_deadline(self, run: LiveRun) -> None:
-        if run.limits.wall_s is not None:
+        if run.limits.wall_s is not None and not run.is_ended and not run.is_abandoned:
             left_s = run.limits.wall_s - (time.monotonic_ns() - run.began_ns) / 1e9
             run.deadline = self._loop.call_later(left_s, self._out_of_time, run, Stop.WALL)
 
@@ -457,9 +457,11 @@ class RunEngine:
             self._step_ended(step, end)
 
     async def _step_exited_late(self, step: Step, end: StepExit) -> None:
+        step.stop_watching()
         await self._place.room()
         if self._step is step:
             self._step_ended(step, end)
+            self._set_deadline(step.run)
 
     def _step_ended(self, step: Step, end: StepExit) -> None:
         run, build = step.run, step.build

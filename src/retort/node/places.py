@@ -69,14 +69,6 @@ class Place:
         """
         return self.group is not None and self.group.is_short
 
-    @property
-    def is_filling(self) -> bool:
-        """Whether a program may be killed for want of memory before init has done what it is asked.
-
-        Of two looks in a row only the first says so, unless more was taken between them.
-        """
-        return self.group is not None and self.group.is_filling
-
     async def room(self) -> None:
         """Wait until init may be asked again, or for `ROOM_S`."""
         if self.group is None or not self.group.is_short:
@@ -235,6 +227,7 @@ class Places:
         if place.scratch >= 0:
             os.close(place.scratch)
         if place.group is not None:
+            place.group.close()
             loop = asyncio.get_running_loop()
             if not await loop.run_in_executor(self._threads, place.group.remove):
                 log.warning("cgroup.left", group=repr(place.group))

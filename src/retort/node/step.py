@@ -54,7 +54,7 @@ class Step:
         waited_us: the host's counter of waiting for processors when it was started.
         build: what the build cache knows of it, if it was asked.
         sent: what the journal says of it.
-        has_spare: the next step's child was made already, or could not be.
+        spared: `SessionGroup.killed` when the spare child was last made; -1: never.
         refused_to_us: processes that the process limit refused to us, not to the program.
     """
 
@@ -72,7 +72,7 @@ class Step:
     waited_us: int | None = None
     build: Build | None = None
     sent: Sent | None = None
-    has_spare: bool = False
+    spared: int = -1
     refused_to_us: int = 0
 
     @property
@@ -89,6 +89,15 @@ class Step:
         if self.watch is not None:
             self.watch.close()
         self.pipes.close()
+
+    def stop_watching(self) -> None:
+        """Hold it to no limit any more: it has ended, and its end is told later."""
+        if self.cpu_watch is not None:
+            self.cpu_watch.close()
+        if self.watch is not None:
+            self.watch.close()
+        if self.run.deadline is not None and not self.run.is_abandoned:
+            self.run.deadline.cancel()
 
     def close(self) -> None:
         """Take what was printed so far, and no more."""
@@ -240,7 +249,8 @@ class Stepper:
         counters = Counters(
             oom_kills=measured.oom_kills,
             is_own_limit=measured.is_own_limit,
-            refused_forks=measured.refused_forks - step.refused_to_us,
+            # What refused us may have been another limit, which nothing counts.
+            refused_forks=max(0, measured.refused_forks - step.refused_to_us),
             is_scratch_full=self._place.is_scratch_full,
         )
         self.met_limit = step.stop is not None or bool(
@@ -293,11 +303,15 @@ class Stepper:
             )
 
     async def _is_waiting(self, step: Step) -> bool:
-        if self._place.is_short or self._place.is_filling:
-            return False
-        if self._place.group is not None and not step.has_spare:
-            step.has_spare = True
-            await self._make_spare(step)
+        group = self._place.group
+        if group is not None:
+            if group.is_short or group.is_filling:
+                return False
+            if step.spared != group.killed and group.is_roomy:
+                step.spared = group.killed
+                await self._make_spare(step)
+                if group.is_short:
+                    return False
         return await self._client.is_waiting(step.number)
 
     async def _make_spare(self, step: Step) -> None:

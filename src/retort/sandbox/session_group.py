@@ -24,6 +24,7 @@ from retort.sandbox.counter_files import READ_BYTES, CounterFiles, read_once
 PERIOD_US = 100_000  # of the CPU quota
 SOCKET_BYTES = 64 * MIB  # v1: of all buffers of internet sockets together, beside the memory
 ROOM_BYTES = MIB // 2  # of memory, without which init is asked for nothing; it takes some KiB
+UNTOLD_BYTES = (os.cpu_count() or 1) * 64 * 4096  # MEMCG_CHARGE_BATCH pages
 NEAR_BYTES = 4 * MIB  # a program this far from its limit may meet it before init has answered
 
 
@@ -102,8 +103,8 @@ class SessionGroup:
         folders: by controller; v2 has the same one for all.
     """
 
-    __slots__ = ("_before", "_can_reset", "_files", "_folders", "_left_before", "_limit", "_mode",
-                 "_over", "_peak", "_read")  # fmt: skip
+    __slots__ = ("_before", "_can_reset", "_files", "_folders", "_is_closed", "_is_given_up",
+                 "_left_before", "_limit", "_mode", "_over", "_peak", "_read")  # fmt: skip
 
     def __init__(self, mode: Mode, folders: Mapping[str, Path]) -> None:
         self._mode = mode
@@ -115,6 +116,7 @@ class SessionGroup:
         self._over = self._before.oom_kills  # of these the memory is back
         self._limit: int | None = None
         self._left_before = sys.maxsize  # at the last look
+        self._is_given_up = self._is_closed = False
         self._files = CounterFiles()
         self._read = self._files.read
 
@@ -152,7 +154,7 @@ class SessionGroup:
     def take(self) -> Measured:
         """Give what was counted since the last `take`, and start anew; nothing may be running."""
         now, before = self._count(), self._before
-        self._before = now
+        self._before, self._left_before = now, sys.maxsize
         if self._can_reset:
             self._reset_peak()
         user_us, system_us = now.cpu.since(before.cpu) if now.cpu and before.cpu else (None, None)
@@ -181,9 +183,12 @@ class SessionGroup:
         the same), and from the moment in which the host kernel kills for want of memory until that
         memory is back: the one that dies counts as dead before its pages are free.
         """
-        kills = self._kills()
+        if self._is_closed:
+            return False
         if self._mode is Mode.V2 and self._left() < 0:
-            return True
+            return not self._is_given_up
+        self._is_given_up = False
+        kills = self._kills()
         if kills != self._over:
             left = self._left()
             if left < ROOM_BYTES and left + self._cached() < ROOM_BYTES:
@@ -193,11 +198,26 @@ class SessionGroup:
 
     def give_up_room(self) -> None:
         """Count the memory of those who were killed so far as back: what is charged stays."""
-        self._over = self._kills()
+        if not self._is_closed:
+            self._over = self._kills()
+            self._is_given_up = True
+
+    @property
+    def killed(self) -> int:
+        """How many the host kernel killed for want of memory and have given theirs back."""
+        return self._over
+
+    @property
+    def is_roomy(self) -> bool:
+        """Whether no program can meet the limit of memory within some milliseconds."""
+        return self._left() + self._cached() > NEAR_BYTES
 
     @property
     def is_filling(self) -> bool:
-        """Whether the memory is nearly full, and fuller than at the last look."""
+        """Whether a program may be killed for want of memory before init has done what it is asked.
+
+        So it is where memory is nearly full, and fuller than at the last look.
+        """
         left, before = self._left(), self._left_before
         self._left_before = left
         return left < NEAR_BYTES and before - left > ROOM_BYTES and self._cached() < NEAR_BYTES
@@ -208,15 +228,20 @@ class SessionGroup:
         v2 = self._mode is Mode.V2
         now = self._number(f"{memory}/{'memory.current' if v2 else 'memory.usage_in_bytes'}")
         if self._limit is None:
-            limit = self._number(f"{memory}/{'memory.max' if v2 else 'memory.limit_in_bytes'}")
-            self._limit = sys.maxsize if limit is None else limit
-        return sys.maxsize if now is None else self._limit - now
+            self._limit = self._number(
+                f"{memory}/{'memory.max' if v2 else 'memory.limit_in_bytes'}"
+            )
+        return sys.maxsize if now is None or self._limit is None else self._limit - now
 
     def _cached(self) -> int:
-        """Give the bytes of files on disks, which the host kernel takes back when it must."""
+        """Give the bytes of files on disks, which the host kernel takes back when it must.
+
+        At least: each processor may have counted some pages that it has not told of.
+        """
         stat = self._fields(f"{self._folders['memory']}/memory.stat")
         prefix = "" if self._mode is Mode.V2 else "total_"
-        return sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+        told = sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+        return max(0, told - UNTOLD_BYTES)
 
     def _kills(self) -> int:
         memory = self._folders["memory"]
@@ -225,6 +250,7 @@ class SessionGroup:
 
     def close(self) -> None:
         """Let go of the group, and leave it as it is."""
+        self._is_closed = True
         self._files.close()
         if self._peak >= 0:
             os.close(self._peak)

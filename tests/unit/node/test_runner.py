@@ -410,6 +410,8 @@ class CrowdedGroup:
     counted = None
     is_short = False
     is_filling = False
+    is_roomy = True
+    killed = 0
 
     def __init__(self, refused: int) -> None:
         self._refused = refused
@@ -435,6 +437,47 @@ async def test_a_child_that_only_init_was_refused_is_no_limit_of_the_program(
     answer = await runner.execute(going_on(), 5)
     assert answer.verdict is not None
     assert (answer.exit_code, answer.verdict.outcome) == (1, outcome)
+
+
+async def test_a_spare_child_is_made_again_after_a_kill_and_never_where_memory_is_nearly_full(
+    init: ScriptedInit,
+) -> None:
+    image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
+    group = CrowdedGroup(0)
+    runner = Runner(init, image, {}, (), RunSettings(), Place(group))  # type: ignore[arg-type]
+    await begun(runner)
+    init.steps[-1].start()
+    init.is_reading = True
+    group.is_roomy = False
+    assert (await runner.execute(going_on(), 5)).status is Status.WAITING_INPUT
+    assert init.prepared == 0
+    group.is_roomy = True
+    assert (await runner.execute(going_on(), 5)).status is Status.WAITING_INPUT
+    assert init.prepared == 1
+    group.killed = 1
+    assert (await runner.execute(going_on(), 5)).status is Status.WAITING_INPUT
+    assert init.prepared == 2
+
+
+async def test_a_limit_that_passes_while_memory_comes_back_is_not_the_verdict(
+    init: ScriptedInit,
+) -> None:
+    image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
+    group = DeadlyGroup()
+    settings = RunSettings(limits=RunLimits(wall_s=0.05))
+    runner = Runner(init, image, {}, (), settings, Place(group))  # type: ignore[arg-type]
+    await begun(runner)
+    init.steps[-1].start()
+    group.is_short = True
+    await init.steps[-1].end(137)
+    deadline = runner._current.deadline if runner._current else None
+    assert deadline is not None
+    await asyncio.sleep(deadline.when() + 0.02 - asyncio.get_running_loop().time())
+    group.is_short = False
+    answer = await runner.execute(going_on(), 5)
+    assert answer.status is Status.FINISHED
+    assert answer.verdict is not None
+    assert (answer.exit_code, answer.verdict.outcome) == (137, Outcome.OUT_OF_MEMORY)
 
 
 async def test_a_session_whose_init_was_killed_for_memory_says_so(init: ScriptedInit) -> None:

@@ -136,6 +136,43 @@ def test_memory_that_never_comes_back_is_given_up(tmp_path: Path, mode: Mode) ->
     assert session.is_short
     session.give_up_room()
     assert not session.is_short
+    memory.is_now(128, kills=2)
+    assert session.is_short
+
+
+def test_what_stays_charged_beyond_the_limit_is_given_up_until_it_is_back(tmp_path: Path) -> None:
+    memory = Memory(tmp_path, Mode.V2)
+    memory.is_now(129)
+    session = group(tmp_path, Mode.V2)
+    session.give_up_room()
+    assert not session.is_short
+    memory.is_now(3)
+    assert not session.is_short
+    memory.is_now(129)
+    assert session.is_short
+
+
+@MODES
+def test_a_group_that_was_let_go_is_short_of_nothing(tmp_path: Path, mode: Mode) -> None:
+    memory = Memory(tmp_path, mode)
+    memory.is_now(3)
+    session = group(tmp_path, mode)
+    memory.is_now(128, kills=1)
+    assert session.is_short
+    session.close()
+    assert not session.is_short
+
+
+@MODES
+def test_a_group_is_roomy_while_no_program_can_fill_it_soon(tmp_path: Path, mode: Mode) -> None:
+    memory = Memory(tmp_path, mode)
+    memory.is_now(100)
+    session = group(tmp_path, mode)
+    assert session.is_roomy
+    memory.is_now(126)
+    assert not session.is_roomy
+    memory.is_now(126, files=90)
+    assert session.is_roomy
 
 
 @MODES
