@@ -78,7 +78,7 @@ DAEMON = r"""
 for _ in range(20):
     if os.fork() == 0:
         os.setsid()
-        signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         if os.fork():
             os._exit(0)
         for fd in range(3):
