@@ -43,13 +43,13 @@ from retort.sandbox.inodes import cap_inodes
 from retort.sandbox.launcher import START_S, Launcher, Sandbox
 from retort.sandbox.listeners import SOCKET_NAME
 from retort.sandbox.mounts import mount_folders
+from retort.sandbox.session_group import OWN_PROCESSES
 from retort.sandbox.view import SandboxSpec
 
 log = structlog.get_logger()
 
 CONNECT_S = 10.0
 SWEEP_S = 1.0  # for what an earlier server left; what takes longer must not hold up a start
-OURS = 2  # init and its standby child
 INODE_SHARE_BYTES = 16 * 1024  # of the memory for each file: an empty one costs 1 KiB and more
 
 Tell = Callable[[Exception | None], None]
@@ -376,7 +376,7 @@ def _rlimits(limits: Limits, *, counts_processes: bool, has_group: bool) -> RLim
     if counts_processes:
         # A group's limit comes first, for it also counts what it refuses. RLIMIT_NPROC counts a
         # process before the group does, and every task that lives may be in the middle of a fork.
-        living = limits.processes + OURS
+        living = limits.processes + OWN_PROCESSES
         wanted[resource.RLIMIT_NPROC] = 2 * living if has_group else limits.processes
     possible = ((number, _at_most_own(number, value)) for number, value in wanted.items())
     return tuple((number, value, value) for number, value in possible)

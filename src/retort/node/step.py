@@ -305,7 +305,7 @@ class Stepper:
     async def _is_waiting(self, step: Step) -> bool:
         group = self._place.group
         if group is not None:
-            if group.is_short or group.is_filling:
+            if group.is_short or group.look_whether_filling():
                 return False
             if step.spared != group.killed and group.is_roomy:
                 step.spared = group.killed

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import mmap
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -23,8 +24,9 @@ from retort.sandbox.counter_files import READ_BYTES, CounterFiles, read_once
 
 PERIOD_US = 100_000  # of the CPU quota
 SOCKET_BYTES = 64 * MIB  # v1: of all buffers of internet sockets together, beside the memory
+OWN_PROCESSES = 2  #: of a session's that are ours, not the program's: init and its standby child
 ROOM_BYTES = MIB // 2  # of memory, without which init is asked for nothing; it takes some KiB
-UNTOLD_BYTES = (os.cpu_count() or 1) * 64 * 4096  # MEMCG_CHARGE_BATCH pages
+UNTOLD_BYTES = (os.cpu_count() or 1) * 64 * mmap.PAGESIZE  # MEMCG_CHARGE_BATCH (memcontrol.h)
 NEAR_BYTES = 4 * MIB  # a program this far from its limit may meet it before init has answered
 
 
@@ -190,8 +192,7 @@ class SessionGroup:
         self._is_given_up = False
         kills = self._kills()
         if kills != self._over:
-            left = self._left()
-            if left < ROOM_BYTES and left + self._cached() < ROOM_BYTES:
+            if self._is_within(ROOM_BYTES):
                 return True
             self._over = kills
         return False
@@ -210,17 +211,21 @@ class SessionGroup:
     @property
     def is_roomy(self) -> bool:
         """Whether no program can meet the limit of memory within some milliseconds."""
-        return self._left() + self._cached() > NEAR_BYTES
+        return not self._is_within(NEAR_BYTES)
 
-    @property
-    def is_filling(self) -> bool:
-        """Whether a program may be killed for want of memory before init has done what it is asked.
+    def look_whether_filling(self) -> bool:
+        """Tell whether a program may be killed before init has done what it is asked.
 
         So it is where memory is nearly full, and fuller than at the last look.
         """
         left, before = self._left(), self._left_before
         self._left_before = left
         return left < NEAR_BYTES and before - left > ROOM_BYTES and self._cached() < NEAR_BYTES
+
+    def _is_within(self, distance: int) -> bool:
+        """Whether so many bytes more, or fewer, meet the limit; the cache gives way first."""
+        left = self._left()
+        return left <= distance and left + self._cached() <= distance
 
     def _left(self) -> int:
         """Give the bytes that may still be charged, below 0 beyond the limit."""
@@ -395,7 +400,7 @@ def _limit_v1(folders: Mapping[str, Path], limits: Limits) -> None:
 
 
 def _processes(limits: Limits) -> int:
-    return limits.processes + 2  # init and its standby child are ours, not the program's
+    return limits.processes + OWN_PROCESSES
 
 
 def _socket_bytes(limits: Limits) -> int:

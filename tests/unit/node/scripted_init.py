@@ -10,6 +10,7 @@ from typing import Any
 
 from retort.core.image import Image, ImageKind, ImageRef
 from retort.core.run import Mode, RunRequest, Status
+from retort.node.places import Place
 from retort.node.run_settings import RunSettings
 from retort.node.runner import Runner
 from retort.sandbox.protocol import Phase, Scope
@@ -120,9 +121,9 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def make(init: ScriptedInit, **settings: Any) -> Runner:
+def make(init: ScriptedInit, place: Place | None = None, **settings: Any) -> Runner:
     image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
-    return Runner(init, image, {}, (), RunSettings(**settings))  # type: ignore[arg-type]
+    return Runner(init, image, {}, (), RunSettings(**settings), place)  # type: ignore[arg-type]
 
 
 def batch(run_id: str = "r", *, command: str | None = "x", **more: Any) -> RunRequest:

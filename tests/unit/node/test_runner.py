@@ -20,13 +20,11 @@ from tests.unit.node.scripted_init import (
     until,
 )
 
-from retort.core.image import Image, ImageKind, ImageRef
 from retort.core.run import Answer, Outcome, RunLimits, Status
 from retort.errors import LimitExceeded, RunNotFound, SandboxFault
 from retort.node import engine as module
 from retort.node import step as step_module
 from retort.node.places import Place
-from retort.node.run_settings import RunSettings
 from retort.node.runner import Runner
 from retort.sandbox.protocol import Phase, Scope
 from retort.sandbox.session_group import Measured
@@ -387,9 +385,8 @@ class DeadlyGroup:
 async def test_init_is_asked_for_nothing_while_its_session_is_short_of_memory(
     init: ScriptedInit,
 ) -> None:
-    image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
     group = DeadlyGroup()
-    runner = Runner(init, image, {}, (), RunSettings(), Place(group))  # type: ignore[arg-type]
+    runner = make(init, Place(group))  # type: ignore[arg-type]
     await begun(runner)
     init.steps[-1].start()
     group.is_short = True
@@ -409,7 +406,6 @@ class CrowdedGroup:
 
     counted = None
     is_short = False
-    is_filling = False
     is_roomy = True
     killed = 0
 
@@ -419,14 +415,15 @@ class CrowdedGroup:
     def take(self) -> Measured:
         return Measured(refused_forks=self._refused)
 
+    def look_whether_filling(self) -> bool:
+        return False
+
 
 @pytest.mark.parametrize(("refused", "outcome"), [(1, Outcome.EXITED), (2, Outcome.PIDS_LIMIT)])
 async def test_a_child_that_only_init_was_refused_is_no_limit_of_the_program(
     init: ScriptedInit, refused: int, outcome: Outcome
 ) -> None:
-    image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
-    place = Place(CrowdedGroup(refused))  # type: ignore[arg-type]
-    runner = Runner(init, image, {}, (), RunSettings(), place)  # type: ignore[arg-type]
+    runner = make(init, Place(CrowdedGroup(refused)))  # type: ignore[arg-type]
     init.no_standby = errno.EAGAIN
     await begun(runner)
     init.steps[-1].start()
@@ -442,9 +439,8 @@ async def test_a_child_that_only_init_was_refused_is_no_limit_of_the_program(
 async def test_a_spare_child_is_made_again_after_a_kill_and_never_where_memory_is_nearly_full(
     init: ScriptedInit,
 ) -> None:
-    image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
     group = CrowdedGroup(0)
-    runner = Runner(init, image, {}, (), RunSettings(), Place(group))  # type: ignore[arg-type]
+    runner = make(init, Place(group))  # type: ignore[arg-type]
     await begun(runner)
     init.steps[-1].start()
     init.is_reading = True
@@ -462,10 +458,8 @@ async def test_a_spare_child_is_made_again_after_a_kill_and_never_where_memory_i
 async def test_a_limit_that_passes_while_memory_comes_back_is_not_the_verdict(
     init: ScriptedInit,
 ) -> None:
-    image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
     group = DeadlyGroup()
-    settings = RunSettings(limits=RunLimits(wall_s=0.05))
-    runner = Runner(init, image, {}, (), settings, Place(group))  # type: ignore[arg-type]
+    runner = make(init, Place(group), limits=RunLimits(wall_s=0.05))  # type: ignore[arg-type]
     await begun(runner)
     init.steps[-1].start()
     group.is_short = True
@@ -481,9 +475,7 @@ async def test_a_limit_that_passes_while_memory_comes_back_is_not_the_verdict(
 
 
 async def test_a_session_whose_init_was_killed_for_memory_says_so(init: ScriptedInit) -> None:
-    image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
-    place = Place(DeadlyGroup())  # type: ignore[arg-type]
-    runner = Runner(init, image, {}, (), RunSettings(), place)  # type: ignore[arg-type]
+    runner = make(init, Place(DeadlyGroup()))  # type: ignore[arg-type]
     await begun(runner)
     runner.broken("init ended")
     answer = await runner.execute(going_on(), SOON)
@@ -495,9 +487,8 @@ async def test_a_session_whose_init_was_killed_for_memory_says_so(init: Scripted
 async def test_an_interrupt_is_not_lost_while_a_session_gets_into_its_place(
     init: ScriptedInit, comes_first: str
 ) -> None:
-    image = Image(ImageRef.parse("bash:5"), ImageKind.BASH)
     placed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    runner = Runner(init, image, {}, (), RunSettings(), Place(placed=placed))  # type: ignore[arg-type]
+    runner = make(init, Place(placed=placed))
     await begun(runner)
     assert not init.steps
     if comes_first == "place":

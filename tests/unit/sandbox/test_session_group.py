@@ -82,6 +82,12 @@ class Memory:
         )
 
 
+def at_rest(folder: Path, mode: Mode) -> tuple[Memory, SessionGroup]:
+    memory = Memory(folder, mode)
+    memory.is_now(3)
+    return memory, group(folder, mode)
+
+
 MODES = pytest.mark.parametrize("mode", [Mode.V1, Mode.V2])
 
 
@@ -120,18 +126,14 @@ def test_a_group_is_short_from_a_kill_until_its_memory_is_back(tmp_path: Path, m
 
 @MODES
 def test_files_that_the_host_kernel_takes_back_are_room(tmp_path: Path, mode: Mode) -> None:
-    memory = Memory(tmp_path, mode)
-    memory.is_now(3)
-    session = group(tmp_path, mode)
+    memory, session = at_rest(tmp_path, mode)
     memory.is_now(128, kills=1, files=90)
     assert not session.is_short
 
 
 @MODES
 def test_memory_that_never_comes_back_is_given_up(tmp_path: Path, mode: Mode) -> None:
-    memory = Memory(tmp_path, mode)
-    memory.is_now(3)
-    session = group(tmp_path, mode)
+    memory, session = at_rest(tmp_path, mode)
     memory.is_now(128, kills=1)
     assert session.is_short
     session.give_up_room()
@@ -154,9 +156,7 @@ def test_what_stays_charged_beyond_the_limit_is_given_up_until_it_is_back(tmp_pa
 
 @MODES
 def test_a_group_that_was_let_go_is_short_of_nothing(tmp_path: Path, mode: Mode) -> None:
-    memory = Memory(tmp_path, mode)
-    memory.is_now(3)
-    session = group(tmp_path, mode)
+    memory, session = at_rest(tmp_path, mode)
     memory.is_now(128, kills=1)
     assert session.is_short
     session.close()
@@ -177,15 +177,13 @@ def test_a_group_is_roomy_while_no_program_can_fill_it_soon(tmp_path: Path, mode
 
 @MODES
 def test_a_group_is_filling_while_it_comes_near_its_limit(tmp_path: Path, mode: Mode) -> None:
-    memory = Memory(tmp_path, mode)
-    memory.is_now(3)
-    session = group(tmp_path, mode)
+    memory, session = at_rest(tmp_path, mode)
     memory.is_now(100)
-    assert not session.is_filling  # far from it
+    assert not session.look_whether_filling()  # far from it
     memory.is_now(126)
-    assert session.is_filling
-    assert not session.is_filling  # it stays there
+    assert session.look_whether_filling()
+    assert not session.look_whether_filling()  # it stays there
     memory.is_now(127)
-    assert session.is_filling
+    assert session.look_whether_filling()
     memory.is_now(128, files=90)
-    assert not session.is_filling
+    assert not session.look_whether_filling()
