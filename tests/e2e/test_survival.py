@@ -398,7 +398,6 @@ async def test_a_launch_cut_in_half_does_not_hold_up_a_start_and_is_ended(
         ["/bin/sleep", "1000"], env={"RETORT_SANDBOX": name}, start_new_session=True
     )
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        os.chdir(folder)
         fd = os.open(folder, os.O_PATH)
         listener.bind(f"/proc/self/fd/{fd}/{SOCKET_NAME}")  # the whole path may be too long
         os.close(fd)
