@@ -103,12 +103,13 @@ class LocalNode:
     async def create(self, session: Session) -> None:
         """Make a session's sandbox; see `ports.Node`."""
         image = self._catalogue.resolve(session.image)
-        reserve.insist(reserve.Need.SESSION)
+        reserve.insist(reserve.Need.RUN)  # one that is ready has most of what it takes
         folder = self._folder / str(session.id)
         box = None if session.mounts else self._pool.take(session.limits)
         if box is not None:
             box.move(folder)
         else:
+            reserve.insist(reserve.Need.SESSION)
             box = await self._boxes.make(session.limits, folder, session.mounts)
         try:
             held = self._hold(session, image, box, Journal(journal_path(folder)))

@@ -115,7 +115,7 @@ class Pool:
     async def _fill(self) -> float:
         """Make what is missing; give the seconds until the next look."""
         while True:
-            if self._free_bytes() < self._settings.spare_bytes:
+            if self._is_host_short():
                 await self.close()
                 return LOOK_S
             wanted = self._demand.wanted(self._now())
@@ -132,7 +132,7 @@ class Pool:
                 return FAILED_S
 
     async def _make(self, limits: Limits) -> None:
-        reserve.insist(reserve.Need.SESSION)
+        reserve.insist(reserve.Need.AHEAD)
         folder = self._folder / f"pool-{uuid.uuid4().hex[:16]}"
         making = asyncio.ensure_future(self._boxes.make(limits, folder))
         try:
@@ -147,6 +147,11 @@ class Pool:
             self._discard(box)
             raise
         self._ready.setdefault(limits, deque()).append(box)
+
+    def _is_host_short(self) -> bool:
+        """Tell whether what waits here is better given to those who ask for something else."""
+        is_full = self._free_bytes() < self._settings.spare_bytes
+        return is_full or reserve.is_short(reserve.Need.SESSION)
 
     def _scarcest(self, wanted: dict[Limits, int]) -> Limits | None:
         missing = {

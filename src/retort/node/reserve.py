@@ -18,6 +18,7 @@ from retort.errors import HostShort
 class Need(enum.Enum):
     """What wants descriptors; the value is what must stay free: as a part of the limit, at most."""
 
+    AHEAD = (2, 192)  #: a sandbox that nobody asked for yet: others come first
     SESSION = (3, 128)  #: a sandbox takes some twenty while it is made
     RUN = (6, 64)  #: a step takes ten
     CONNECTION = (12, 32)  #: what remains is for the calls of those who are connected

@@ -18,13 +18,14 @@ from retort.core.image import Catalogue, Image, ImageKind, ImageRef
 from retort.core.limits import Limits
 from retort.core.run import Mode, RunRequest
 from retort.core.session import Session, SessionStatus
-from retort.errors import ImageNotFound, SandboxFault, SessionNotFound
-from retort.node import adopt, agent, boxes
+from retort.errors import HostShort, ImageNotFound, SandboxFault, SessionNotFound
+from retort.node import adopt, agent, boxes, reserve
 from retort.node.agent import LocalNode
 from retort.node.boxes import Boxes
 from retort.node.files import FileLimits
 from retort.node.places import Places
 from retort.node.pool import Pool, PoolSettings
+from retort.node.reserve import Need
 from retort.node.run_settings import RunSettings
 from retort.sandbox.cgroup import Groups
 from retort.sandbox.host_uids import HostUids
@@ -121,6 +122,22 @@ async def test_a_sandbox_whose_init_does_not_answer_is_ended(
             await node.create(session())
         assert len(launcher.killed) == count
     assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240
+
+
+async def test_with_descriptors_for_a_run_alone_a_session_gets_what_is_ready_or_is_refused(
+    node: LocalNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserve, "is_short", lambda need: need is not Need.RUN)
+    with pytest.raises(HostShort, match="descriptors"):
+        await node.create(session())
+    ready = mock.Mock()
+    ready.move.side_effect = SandboxFault("move", "so far")
+    monkeypatch.setattr(Pool, "take", lambda self, limits: ready)
+    with pytest.raises(SandboxFault, match="so far"):
+        await node.create(session())
+    monkeypatch.setattr(reserve, "is_short", lambda need: True)
+    with pytest.raises(HostShort, match="descriptors"):
+        await node.create(session())
 
 
 async def test_an_image_that_is_not_there_takes_no_uid(node: LocalNode) -> None:

@@ -12,9 +12,11 @@ import pytest
 from retort.core.limits import MIB, Limits
 from retort.errors import SandboxFault
 from retort.node import pool as room
+from retort.node import reserve
 from retort.node.boxes import Box, Loss
 from retort.node.places import Place
 from retort.node.pool import BOX_BYTES, Pool, PoolSettings, free_memory_bytes
+from retort.node.reserve import Need
 from retort.sandbox.launcher import Identity, Sandbox
 
 USUAL = Limits()
@@ -162,6 +164,26 @@ async def test_it_is_emptied_when_the_host_runs_out_of_memory(boxes: Boxes, host
         await boxes.until(lambda: len(boxes.cleared) == 2)
         assert pool.take(USUAL) is None
         host.free_bytes = 257 * MIB
+        await boxes.until(lambda: len(pool) == 2)
+
+
+async def test_what_waits_is_given_up_when_others_find_too_few_descriptors(
+    boxes: Boxes, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short: set[Need] = set()
+    asked: list[Need] = []
+    monkeypatch.setattr(reserve, "is_short", lambda need: asked.append(need) or need in short)
+    async with filled(boxes, host, PoolSettings(ready=2)) as pool:
+        await boxes.until(lambda: len(pool) == 2)
+        short |= {Need.AHEAD, Need.SESSION}
+        await boxes.until(lambda: len(boxes.cleared) == 2)
+        assert pool.take(USUAL) is None
+        # One that is asked for finds enough again; what nobody asks for yet would take it away.
+        short.remove(Need.SESSION)
+        asked.clear()
+        await boxes.until(lambda: asked.count(Need.AHEAD) == 2)
+        assert len(boxes.made) == 2
+        short.clear()
         await boxes.until(lambda: len(pool) == 2)
 
 

@@ -16,7 +16,12 @@ from retort.node import reserve
 from retort.node.reserve import Need
 
 LIMIT = 256
-KEPT = {Need.SESSION: LIMIT // 3, Need.RUN: LIMIT // 6, Need.CONNECTION: LIMIT // 12}
+KEPT = {
+    Need.AHEAD: LIMIT // 2,
+    Need.SESSION: LIMIT // 3,
+    Need.RUN: LIMIT // 6,
+    Need.CONNECTION: LIMIT // 12,
+}
 
 
 def numbers_in_use() -> set[int]:
