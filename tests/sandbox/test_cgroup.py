@@ -78,7 +78,7 @@ def test_memory_within_the_limit_is_no_oom_kill(session: SessionGroup) -> None:
 
 
 def test_limits_hit_by_an_earlier_step_are_not_told_of_a_later_one(session: SessionGroup) -> None:
-    forks = "for i in {1..40}; do sleep 0.05 & done 2>/dev/null; wait"
+    forks = "for i in {1..40}; do sleep 0.5 & done 2>/dev/null; wait"
     _, _, first = run_inside(session, f"{ALLOCATE.format(mib=200)}; {forks}")
     _, _, second = run_inside(session, "true")
     assert (first.oom_kills, first.refused_forks > 0) == (1, True)
@@ -93,7 +93,7 @@ def test_each_step_has_a_peak_of_its_own(session: SessionGroup) -> None:
 
 
 def test_forks_beyond_the_limit_are_refused_and_counted(session: SessionGroup) -> None:
-    _, _, measured = run_inside(session, "for i in {1..40}; do sleep 0.05 & done 2>/dev/null; wait")
+    _, _, measured = run_inside(session, "for i in {1..40}; do sleep 0.5 & done 2>/dev/null; wait")
     assert measured.refused_forks > 0
     # Two more than the program's: init and its standby child are in the group as well.
     assert measured.processes_peak is None or measured.processes_peak <= LIMITS.processes + 2

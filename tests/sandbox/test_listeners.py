@@ -126,7 +126,7 @@ async def test_sandboxes_start_one_after_another_and_leave_no_spare(
     base: Base, host_uids: HostUids | None, place: Path, is_ahead: bool
 ) -> None:
     assert BWRAP is not None
-    where = place / "spares"
+    where = place / f"spares-{is_ahead}"
     launcher = Launcher(Path(BWRAP), base, helper=BINARY, spares=where if is_ahead else None)
     host_uid = host_uids.acquire() if host_uids is not None else None
     spec = spec_of(Limits(), host_uid, shares_network=False)

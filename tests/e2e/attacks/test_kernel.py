@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Server
+from tests.e2e.running import wait_for_file
 
 from .box import PRELUDE, SECRET, Box, outside, outside_c
 from .conftest import NewBox
@@ -236,16 +237,21 @@ async def test_sessions_do_not_meet_in_abstract_sockets(new_box: NewBox) -> None
     pid = os.getpid()
     listen = (
         f"end = socket.socket(socket.AF_UNIX)\nend.bind('\\0retort-attack-{pid}')\nend.listen()\n"
-        "open('ready', 'w')\ntime.sleep(1.5)"
     )
-    holding = asyncio.ensure_future(one.python(listen))
+    until_told = "open('ready', 'w')\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+    holding = asyncio.ensure_future(one.python(listen + until_told))
+    await wait_for_file(one.api, one.name, "ready")
     with subprocess.Popen(
-        [sys.executable, "-c", PRELUDE + listen.replace("open('ready', 'w')", "")]
+        [sys.executable, "-c", PRELUDE + listen + "print(flush=True)\ntime.sleep(60)"],
+        stdout=subprocess.PIPE,
     ) as control:
-        await asyncio.sleep(0.7)
+        assert control.stdout is not None
+        assert control.stdout.readline() == b"\n"
         assert outside(ABSTRACT.format(pid=pid)).stdout == "met\n"
-        assert (await two.python(ABSTRACT.format(pid=pid))).out == "ECONNREFUSED\n"
         control.kill()
+    assert (await two.python(ABSTRACT.format(pid=pid))).out == "ECONNREFUSED\n"
+    assert not holding.done()
+    await one.put(go="")
     assert (await holding).told == ("exited", 0, None)
 
 

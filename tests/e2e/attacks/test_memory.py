@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Server
+from tests.e2e.running import wait_for
 
 from .box import MEMORY, MIB, SMALL_TMP, Box, outside, outside_c
-from .conftest import NewBox, group_tag, groups_of
+from .conftest import AHEAD, NewBox, group_tag, groups_of, host_of
 
 pytestmark = pytest.mark.slow
 
@@ -214,6 +215,11 @@ async def test_a_session_has_no_swap(box: Box, server: Server) -> None:
     box.needs_groups()
     # v1 limits memory and swap together, v2 swap alone.
     names = ("memory.memsw.limit_in_bytes", "memory.swap.max")
+
+    async def are_made() -> bool:  # a group half made has no limit yet
+        return bool(host_of(server)["ahead"] == AHEAD)
+
+    await wait_for(are_made)
     groups = [group for group in groups_of(group_tag(server)) if swap_of(group, names)]
     if not groups:
         pytest.skip("this host kernel counts no swap, so that there is no limit to read")

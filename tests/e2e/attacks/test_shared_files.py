@@ -47,7 +47,8 @@ def watch():
     return "left"
 def left(result):
     return "left"
-signal.signal(signal.SIGIO, lambda number, frame: print("dnotify: seen"))
+signals = []
+signal.signal(signal.SIGIO, lambda number, frame: signals.append(number))
 tell("flock", lambda: left(fcntl.flock(files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)))
 tell("posix", lambda: left(fcntl.fcntl(files[1], fcntl.F_SETLK, region(fcntl.F_RDLCK))))
 tell("ofd", lambda: left(fcntl.fcntl(files[2], 37, region(fcntl.F_RDLCK))))
@@ -58,6 +59,8 @@ while not os.path.exists("go"):
     time.sleep(0.01)
 if watching:
     print("inotify:", "seen" if os.read(watching[0], 4096) else "")
+if signals:
+    print("dnotify: seen")
 """
 )
 LOOK = (

@@ -42,7 +42,9 @@ os._exit(0)
 
 async def test_a_result_is_read_when_nobody_can_change_it_any_more(box: Box) -> None:
     control = outside(
-        "code = " + repr(REWARD) + "\nif os.fork() == 0: exec(code)\nos.wait()\ntime.sleep(0.5)\n"
+        "code = " + repr(REWARD) + "\nif os.fork() == 0: exec(code)\nos.wait()\n"
+        "end = time.monotonic() + 5\n"
+        "while open('reward').read() != '1' and time.monotonic() < end: time.sleep(0.01)\n"
         "print(open('reward').read())"
     )
     assert control.stdout == "1\n"

@@ -459,7 +459,7 @@ async def test_a_limit_that_passes_while_memory_comes_back_is_not_the_verdict(
     init: ScriptedInit,
 ) -> None:
     group = DeadlyGroup()
-    runner = make(init, Place(group), limits=RunLimits(wall_s=0.05))  # type: ignore[arg-type]
+    runner = make(init, Place(group), limits=RunLimits(wall_s=0.5))  # type: ignore[arg-type]
     await begun(runner)
     init.steps[-1].start()
     group.is_short = True
