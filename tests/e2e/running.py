@@ -50,7 +50,8 @@ async def until(
 async def begin(api: Calls, name: str, command: str) -> str:
     """Start a program and wait until it runs; give the run's id."""
     mark = f"begun-{uuid.uuid4().hex}"
-    first = await start(api, name, exec=f"touch {mark}\n{command}")
+    # No touch(1): an interrupt that found it still there would be lost on the shell.
+    first = await start(api, name, exec=f": > {mark}\n{command}")
     await wait_for_file(api, name, mark)
     return str(first["runId"])
 

@@ -99,7 +99,7 @@ async def test_files_that_a_build_removes_are_removed_by_a_hit(
     for is_hit in (False, True):
         name = await new_session("bash")
         await upload(api, name, old="1", keep="2", a="3")
-        await read(api, name, "mkdir gone && touch gone/file; sleep 0.01; touch *")
+        await read(api, name, "mkdir gone && touch gone/file; touch -d @1700000000 gone/file *")
         answer = await built(api, name, build=build)
         assert answer["cached"] is is_hit, answer
         trees.append(await read(api, name, "find . -printf '%p %m %y %s\\n' | sort; cat a"))
@@ -186,7 +186,7 @@ async def test_waiter_builds_when_the_builder_is_destroyed(
     api: Calls, new_session: NewSession
 ) -> None:
     first, second = await new_session("bash"), await new_session("bash")
-    build = "touch begun; sleep 0.5"
+    build = "touch begun; sleep 2"
     builder = asyncio.ensure_future(built(api, first, build=build))
     await appears(api, first, "begun")
     waiter = asyncio.ensure_future(built(api, second, build=build))

@@ -102,6 +102,7 @@ async def test_a_flood_of_connections_is_told_off_while_others_are_served(tmp_pa
     with running_server(tmp_path / "state") as server:
         async with calls(server) as api:
             assert (await create(api, "elder")).status == 201
+            assert await sh(api, "elder", "echo in its place") == (0, "in its place\n")
             limit = 240
             with limited(server, resource.RLIMIT_NOFILE, limit):
                 async with contextlib.AsyncExitStack() as flood:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import aiohttp
 import pytest
 
 from tests.e2e.conftest import ROOT, Server, environment
+from tests.e2e.running import processes_with
 
 pytestmark = pytest.mark.slow
 COMMAND = (sys.executable, "-m", "retort.cli.main", "run")
@@ -192,11 +194,11 @@ def test_a_reader_that_leaves_ends_everything(env: dict[str, str], tmp_path: Pat
 SLEEPS = "import time\nprint('ready', flush=True)\ntry: time.sleep(600)\nfinally: print('bye')\n"
 
 
-def _stopped(env: dict[str, str], folder: Path, signum: int) -> tuple[int, bytes]:
+def _stopped(env: dict[str, str], folder: Path, signum: int, mark: str = "") -> tuple[int, bytes]:
     """Send a signal to a program that runs; give the exit code and what was printed after."""
     (folder / "main.py").write_text(SLEEPS)
     with subprocess.Popen(
-        [*COMMAND, "-q", "main.py"],
+        [*COMMAND, "-q", "--exec", f"exec python3 -u main.py {mark}", "main.py"],
         env=env, cwd=folder, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     ) as process:  # fmt: skip
@@ -213,21 +215,9 @@ def test_an_interrupt_reaches_the_program_and_is_130(env: dict[str, str], tmp_pa
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_termination_ends_all_at_once(env: dict[str, str], tmp_path: Path, signum: int) -> None:
-    assert _stopped(env, tmp_path, signum)[0] == 128 + signum
-    assert b"main.py" not in _command_lines_inside()
-
-
-def _command_lines_inside() -> bytes:
-    """The command lines of every `python3 -u main.py` that is left."""
-    lines = b""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes()
-        except OSError:
-            continue
-        if line.startswith(b"python3\0-u\0main.py"):
-            lines += line
-    return lines
+    mark = f"retort-{uuid.uuid4().hex}"
+    assert _stopped(env, tmp_path, signum, mark)[0] == 128 + signum
+    assert not processes_with(mark)
 
 
 async def test_sessions_end_with_the_command_unless_kept(

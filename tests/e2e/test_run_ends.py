@@ -18,6 +18,7 @@ from tests.e2e.conftest import (
     printed,
     run_to_end,
     running_server,
+    upload,
 )
 from tests.e2e.running import (
     Calls,
@@ -51,7 +52,7 @@ async def name(new_session: NewSession) -> str:
 @pytest.fixture(scope="module")
 def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("hurried") / "state"
-    with running_server(folder, RETORT_RUNS_WALL_S="1") as running:
+    with running_server(folder, RETORT_RUNS_WALL_S="3") as running:
         yield running
 
 
@@ -202,6 +203,9 @@ async def test_a_wait_for_input_that_an_interrupt_ended_is_over(api: Calls, name
 # --- a broken connection ------------------------------------------------------------------------
 
 
+UNTIL_TOLD = "until [ -e go ]; do sleep 0.02; done"
+
+
 async def half_a_poll(server: Server, name: str, run_id: str) -> None:
     """Send a continue call and close the connection before its answer."""
     host, port = server.url.removeprefix("http://").split(":")
@@ -223,8 +227,9 @@ async def half_a_poll(server: Server, name: str, run_id: str) -> None:
 async def test_a_poll_abandoned_half_way_loses_nothing(
     api: Calls, name: str, server: Server
 ) -> None:
-    first = await start(api, name, exec="sleep 0.6; echo out; exit 5")
+    first = await start(api, name, exec=f"{UNTIL_TOLD}; echo out; exit 5")
     await half_a_poll(server, name, first["runId"])
+    await upload(api, name, go="")
     answers = await until(api, name, await go_on(api, name, first["runId"]), "finished")
     assert (answers[-1]["exitCode"], printed(answers)) == (5, "out\n")
 
@@ -233,8 +238,9 @@ async def test_a_poll_abandoned_half_way_loses_nothing(
 async def test_an_end_that_only_an_abandoned_poll_saw_is_told_to_the_next(
     api: Calls, name: str, server: Server
 ) -> None:
-    first = await start(api, name, exec="echo out; sleep 0.4; echo > done; exit 5")
+    first = await start(api, name, exec=f"echo out; {UNTIL_TOLD}; echo > done; exit 5")
     await half_a_poll(server, name, first["runId"])
+    await upload(api, name, go="")
     await wait_for_file(api, name, "done")
     answers = await until(api, name, await go_on(api, name, first["runId"]), "finished")
     assert (answers[-1]["exitCode"], printed(answers)) == (5, "out\n")

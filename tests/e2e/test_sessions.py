@@ -446,7 +446,11 @@ async def test_a_folder_without_a_record_is_removed_at_the_start(tmp_path: Path)
         if text is not None:
             (tmp_path / "state" / "sessions" / folder / "sandbox.json").write_text(text)
     with running_server(tmp_path / "state", RETORT_POOL_SIZE="0") as server:
-        assert folders(server) == set()
+
+        async def is_swept() -> bool:  # a start waits for it, though not for ever
+            return folders(server) == set()
+
+        await wait_for(is_swept)
 
 
 @pytest.mark.slow

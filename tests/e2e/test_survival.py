@@ -276,6 +276,7 @@ async def test_a_session_that_was_destroyed_stays_so_and_one_half_made_is_ended(
         kept, gone = await create(api), await create(api)
         async with api.delete(f"/session/{gone}") as answer:
             assert answer.status == 200
+        await wait_for(lambda: _has(mortal, 1))
         making = asyncio.ensure_future(
             api.post(
                 "/session",
@@ -287,12 +288,20 @@ async def test_a_session_that_was_destroyed_stays_so_and_one_half_made_is_ended(
         with pytest.raises(aiohttp.ClientError):
             await making
     mortal.start()
+    await wait_for(lambda: _has(mortal, 1))
     async with mortal.calls() as api:
-        assert len(mortal.sandboxes()) == 1
         assert (await sh(api, kept, "echo here")) == (0, "here\n")
         for name in (gone, "half-made"):
             async with api.get(f"/session/{name}") as answer:
                 assert answer.status == 404
+
+
+async def _is_dead(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 async def _has(mortal: Mortal, count: int) -> bool:
@@ -320,7 +329,7 @@ async def test_a_session_that_died_without_a_server_says_why(mortal: Mortal) -> 
         end = await go_on(api, name, "r")
         assert (end["status"], end["outcome"]) == ("finished", "infrastructure")
         assert printed([end]) == "last words\n"
-    assert mortal.sandboxes() == []
+    await wait_for(lambda: _has(mortal, 0))
 
 
 async def test_a_stop_answers_those_who_wait_and_leaves_programs_running(mortal: Mortal) -> None:
@@ -377,9 +386,8 @@ async def test_a_sandbox_that_was_started_and_not_written_down_is_ended(mortal: 
     pid = json.loads((folder / "sandbox.json").read_text())["pid"]
     (folder / "sandbox.json").unlink()  # as if the server had been killed just before
     mortal.start()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-    assert mortal.sandboxes() == []
+    await wait_for(lambda: _is_dead(pid))
+    await wait_for(lambda: _has(mortal, 0))
     async with mortal.calls() as api, api.get(f"/session/{name}") as answer:
         assert answer.status == 404
 

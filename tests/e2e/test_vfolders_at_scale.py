@@ -124,7 +124,7 @@ async def test_a_large_directory_is_listed_in_bounded_time_and_memory(
           f"{grown:.0f} MiB more memory, others waited at most {max(waits):.2f} s")  # fmt: skip
     assert took_s < 20
     assert grown < 256
-    assert max(waits) < 2
+    assert max(waits) < 3
 
 
 @contextlib.asynccontextmanager

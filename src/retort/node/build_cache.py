@@ -14,7 +14,6 @@ import functools
 import hashlib
 import os
 import stat
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +29,7 @@ from retort.errors import SandboxFault
 from retort.hostfs.beneath import TreeOpener
 from retort.hostfs.snapshot import Tree, TreeLimits, Unfit, read_tree
 from retort.hostfs.staging import finished
+from retort.node import stamps
 from retort.node.build_restore import Restoring, changes
 from retort.node.build_store import BuildStore, Damaged, Manifest, Pack, PackWriter
 from retort.sandbox.toolchain import Toolchain
@@ -258,7 +258,7 @@ class SessionBuilds:
             self.drop(build)
             build.key = None
             raise
-        build.began_ns = time.time_ns()
+        build.began_ns = stamps.earliest_ns()
         return pack
 
     async def _restore(self, build: Build, pack: Pack) -> None:

@@ -20,10 +20,9 @@ from retort.hostfs.beneath import RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, TreeOpen
 from retort.hostfs.snapshot import Entry, Tree, Unfit
 from retort.hostfs.staging import closing
 from retort.node.build_store import Pack, PackedFile, PackedFolder, Stamp
+from retort.node.stamps import SLACK_NS, TICK_CLOCK
 
 MAX_FILES = 512  #: made by one build; each is an open descriptor while it is put back
-CLOCK_SLACK_NS = 20_000_000  # a tmpfs stamps files with the tick's clock, which lags the real one
-_TICK_CLOCK = 5  # CLOCK_REALTIME_COARSE, which Python's time does not name
 _RESOLVE = RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS
 _NEEDED = stat.S_IRWXU  # of a folder, to change what is in it and to be opened
 
@@ -97,7 +96,7 @@ class _Stamps:
 
     def __init__(self, before: Tree, changed: Mapping[bytes, Entry], began_ns: int) -> None:
         self._old = {old.mtime_ns: path for path, old in before.items() if old.kind != stat.S_IFDIR}
-        self._began_ns = began_ns - CLOCK_SLACK_NS
+        self._began_ns = began_ns - SLACK_NS
         during = {new.mtime_ns for new in changed.values() if self._is_of_build(new.mtime_ns)}
         self._ranks = {ns: rank for rank, ns in enumerate(sorted(during))}
 
@@ -201,7 +200,7 @@ class Restoring:
 
         A finer clock would be ahead of what is written in the same tick.
         """
-        now, tick = time.time_ns(), time.clock_gettime_ns(_TICK_CLOCK)
+        now, tick = time.time_ns(), time.clock_gettime_ns(TICK_CLOCK)
         return max(tick, *(e.mtime_ns for e in self._before.values() if e.mtime_ns <= now), 0)
 
     async def _finish(self, folder: PackedFolder, base_ns: int) -> None:

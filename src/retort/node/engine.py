@@ -40,6 +40,7 @@ from retort.core.run import (
 )
 from retort.core.verdict import Counters, judge
 from retort.errors import SandboxFault
+from retort.node import stamps
 from retort.node.build_cache import Build, SessionBuilds
 from retort.node.build_steps import BuildSteps
 from retort.node.input_watch import InputWatch
@@ -276,7 +277,7 @@ class RunEngine:
         # A step whose run was cancelled may still be dying: init would refuse the next one.
         while self._current is None and not self._is_occupied and self._queue:
             run = self._current = self._queue.popleft()
-            run.began_at, run.began_ns = time.time(), time.monotonic_ns()
+            run.began_at, run.began_ns = stamps.earliest_ns() / 1e9, time.monotonic_ns()
             self._book.journal.later(Began(run.run_id, run.began_at, run.began_ns))
             self._set_deadline(run)
             self._advance(run, Begun())

@@ -8,13 +8,13 @@ import stat
 
 from retort.core.run import OutputFile
 from retort.errors import SandboxFault
+from retort.node.stamps import SLACK_NS
 from retort.sandbox.init import InitClient
 
 OUTPUT_DIR = b".output"
 MAX_FILES = 1000
 MAX_DEPTH = 16
 MAX_LOOKED_AT = 20_000  # entries in all: the server does nothing else meanwhile
-CLOCK_SLACK_S = 0.020  # a tmpfs stamps files with the tick's clock, which lags the real one
 
 
 async def changed_since(client: InitClient, since: float) -> tuple[OutputFile, ...]:
@@ -27,7 +27,7 @@ async def changed_since(client: InitClient, since: float) -> tuple[OutputFile, .
         root = await client.open(OUTPUT_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except (OSError, SandboxFault):
         return ()
-    search = _Search(since - CLOCK_SLACK_S)
+    search = _Search(since - SLACK_NS / 1e9)
     search.collect(root, "", MAX_DEPTH)
     return tuple(search.found)
 
