@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import secrets
 import uuid
 from collections.abc import Sequence
 
 from aiohttp import web
 
-from retort.api.answers import json_answer, no_content
+from retort.api.answers import json_answer, listing_answer, no_content
 from retort.api.call import Call
 from retort.api.upload import UploadReader
 from retort.core.files import Download
@@ -51,8 +52,10 @@ class FileRoutes:
         """List a folder (spec 6.3)."""
         path = wire.parse_listing(await call.params())
         listing = await self._files.listing(call.keypair, call.ref, path)
-        body = wire.listing_answer(listing.entries, listing.path, is_truncated=listing.truncated)
-        return json_answer(body)
+        write = functools.partial(
+            wire.listing_answer, listing.entries, listing.path, is_truncated=listing.truncated
+        )
+        return await listing_answer(write, len(listing.entries))
 
     async def download(self, call: Call) -> web.StreamResponse:
         """Send files and folders, one tar archive each (spec 6.4)."""

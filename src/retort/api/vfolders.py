@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 
 from aiohttp import web
 
-from retort.api.answers import json_answer, no_content
+from retort.api.answers import json_answer, listing_answer, no_content
 from retort.api.call import Call
 from retort.errors import NotPermitted
 from retort.services.vfolder_files import VFolderFiles
 from retort.services.vfolder_life import VFolderService
 from retort.wire import vfolders as wire
-
-_INLINE_ENTRIES = 1000  # of a listing whose answer is written in the event loop: some 10 ms
 
 
 class VFolderRoutes:
@@ -111,9 +108,9 @@ class VFolderRoutes:
         """List a directory."""
         path = wire.parse_path(await call.params())
         found = await self._files.listing(call.keypair, call.ref, path)
-        answer = functools.partial(wire.files_answer, found.entries, is_truncated=found.truncated)
-        is_large = len(found.entries) > _INLINE_ENTRIES
-        return json_answer(await asyncio.to_thread(answer) if is_large else answer())
+        entries = found.entries
+        write = functools.partial(wire.files_answer, entries, is_truncated=found.truncated)
+        return await listing_answer(write, len(entries))
 
     async def mkdir(self, call: Call) -> web.StreamResponse:
         """Make a directory."""

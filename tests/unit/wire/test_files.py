@@ -134,6 +134,13 @@ def test_listings_are_json_within_json():
     }
 
 
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500])
+def test_every_entry_of_a_large_listing_is_there_once_and_in_order(count):
+    names = [f'"{number}\\ö'.encode() for number in range(count)]
+    answer = json.loads(listing_answer([entry(name) for name in names], "/home/work"))
+    assert [file["filename"].encode() for file in json.loads(answer["files"])] == names
+
+
 def test_a_cut_listing_says_so():
     assert json.loads(listing_answer([], "/home/work", is_truncated=True))["truncated"] is True
 
