@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
@@ -96,6 +97,35 @@ async def test_without_descriptors_sessions_and_runs_are_refused_and_calls_answe
                 assert (await ask(api, "GET", "/session/newer")).status == 404
             assert await sh(api, "elder", "echo lives") == (0, "lives\n")
             await check_healthy(api, server, beside=1)
+
+
+def waiting(server: Server) -> list[Path]:
+    """Sandboxes that wait for a session, also half-made ones."""
+    return list((server.state / "sessions").glob("pool-*"))
+
+
+async def test_without_descriptors_what_waits_is_given_up_and_made_again_when_it_passes(
+    tmp_path: Path,
+) -> None:
+    with conftest.running_server(tmp_path / "state", RETORT_POOL_READY="2") as server:
+
+        async def are_ready() -> bool:
+            return sum((folder / "sandbox.json").exists() for folder in waiting(server)) == 2
+
+        async def are_gone() -> bool:
+            return not waiting(server)
+
+        async with calls(server) as api:
+            assert (await create(api, "elder")).status == 201
+            assert await sh(api, "elder", "echo in its place") == (0, "in its place\n")
+            await wait_for(are_ready)
+            with limited(server, resource.RLIMIT_NOFILE, open_files(server) - 2):
+                await wait_for(are_gone)
+            await wait_for(are_ready)
+            assert await sh(api, "elder", "echo lives") == (0, "lives\n")
+        await asyncio.to_thread(server.stop)
+        assert server.process.returncode == 0
+        assert "pool.unended" not in server.log.read_text()
 
 
 async def test_a_flood_of_connections_is_told_off_while_others_are_served(tmp_path: Path) -> None:

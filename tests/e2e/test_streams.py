@@ -21,6 +21,7 @@ from tests.e2e.running import (
     runs_of,
     sh,
     wait_for,
+    wait_for_file,
 )
 
 Socket = aiohttp.ClientWebSocketResponse
@@ -198,8 +199,9 @@ async def test_a_waiting_run_whose_client_leaves_never_starts(api: Calls, name: 
 @pytest.mark.slow
 async def test_pings_are_answered_while_a_program_is_silent(api: Calls, name: str) -> None:
     async with connect(api, name, autoping=False) as ws:
-        await send(ws, exec="until [ -e go ]; do sleep 0.02; done; echo end")
+        await send(ws, exec=": > on; until [ -e go ]; do sleep 0.02; done; echo end")
         answers = await receive_until(ws, "build-finished")
+        await wait_for_file(api, name, "on")
         for number in range(4):
             await ws.ping(sent := f"{number}".encode())
             message = await ws.receive(30)

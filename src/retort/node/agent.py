@@ -105,17 +105,17 @@ class LocalNode:
         image = self._catalogue.resolve(session.image)
         reserve.insist(reserve.Need.RUN)  # one that is ready has most of what it takes
         folder = self._folder / str(session.id)
-        box = None if session.mounts else self._pool.take(session.limits)
-        if box is not None:
-            box.move(folder)
-        else:
+        ready = None if session.mounts else self._pool.take(session.limits)
+        if ready is None:
             reserve.insist(reserve.Need.SESSION)
-            box = await self._boxes.make(session.limits, folder, session.mounts)
+        box = ready or await self._boxes.make(session.limits, folder, session.mounts)
         try:
+            if ready is not None:
+                ready.move(folder)
             held = self._hold(session, image, box, Journal(journal_path(folder)))
         except OSError as exc:
             await self._clear_soon(box)
-            raise SandboxFault("journal", str(exc)) from exc
+            raise SandboxFault("folder", str(exc)) from exc
         self._held[session.id] = held
         box.loss.tell(lambda exc: self._lost(session.id, exc))
         try:

@@ -114,25 +114,24 @@ class Pool:
 
     async def _fill(self) -> float:
         """Make what is missing; give the seconds until the next look."""
-        while True:
-            if self._is_host_short():
-                await self.close()
-                return LOOK_S
-            wanted = self._demand.wanted(self._now())
-            self._drop_what_is_too_much(wanted)
-            limits = self._scarcest(wanted)
-            if limits is None:
-                return LOOK_S
-            if 2 * len(self._ready.get(limits, ())) >= wanted[limits]:
-                await asyncio.sleep(GAP_S)
-            try:
+        try:
+            while True:
+                if self._is_host_short():
+                    await self.close()
+                    return LOOK_S
+                wanted = self._demand.wanted(self._now())
+                self._drop_what_is_too_much(wanted)
+                limits = self._scarcest(wanted)
+                if limits is None or reserve.is_short(reserve.Need.AHEAD):
+                    return LOOK_S
+                if 2 * len(self._ready.get(limits, ())) >= wanted[limits]:
+                    await asyncio.sleep(GAP_S)
                 await self._make(limits)
-            except (RetortError, OSError) as exc:
-                log.warning("pool.failed", reason=str(exc))
-                return FAILED_S
+        except (RetortError, OSError) as exc:
+            log.warning("pool.failed", reason=str(exc))
+            return FAILED_S
 
     async def _make(self, limits: Limits) -> None:
-        reserve.insist(reserve.Need.AHEAD)
         folder = self._folder / f"pool-{uuid.uuid4().hex[:16]}"
         making = asyncio.ensure_future(self._boxes.make(limits, folder))
         try:
@@ -150,8 +149,9 @@ class Pool:
 
     def _is_host_short(self) -> bool:
         """Tell whether what waits here is better given to those who ask for something else."""
-        is_full = self._free_bytes() < self._settings.spare_bytes
-        return is_full or reserve.is_short(reserve.Need.SESSION)
+        if reserve.is_short(reserve.Need.SESSION):
+            return True  # first: to read of memory takes a descriptor
+        return self._free_bytes() < self._settings.spare_bytes
 
     def _scarcest(self, wanted: dict[Limits, int]) -> Limits | None:
         missing = {

@@ -37,15 +37,17 @@ def is_short(need: Need) -> bool:
     in_use = _OPEN.stat().st_size
     if in_use:
         return limit - in_use <= kept
-    return not _has_free(kept + 1, limit - kept - 1) and not _has_free(kept + 1, 0)
+    return not _has_free(kept + 1)
 
 
-def _has_free(enough: int, number: int) -> bool:
-    """Tell whether so many numbers are free from this one on, by taking one after the other.
+def _has_free(enough: int) -> bool:
+    """Tell whether so many numbers are free, by taking one after the other.
 
-    For a host kernel that tells no size. The lowest that is free would say little: others that
-    were closed, or that are in use, lie anywhere above. Near the limit most often all are free.
+    For a host kernel that tells no size: some 50 µs. The lowest that is free would say little, as
+    others lie anywhere above. Nor is a high one asked for: the host kernel would make the whole
+    table up to it, for good.
     """
+    number = 0
     try:
         for _ in range(enough):
             number = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, number)
@@ -63,4 +65,4 @@ def insist(need: Need) -> None:
         HostShort: the caller may try again when others have ended something.
     """
     if is_short(need):
-        raise HostShort(f"file descriptors: too few are free for one more {need.name.lower()}")
+        raise HostShort("file descriptors: too few are free")

@@ -248,8 +248,9 @@ async def test_sessions_do_not_meet_in_abstract_sockets(new_box: NewBox) -> None
         assert control.stdout is not None
         assert control.stdout.readline() == b"\n"
         assert outside(ABSTRACT.format(pid=pid)).stdout == "met\n"
+        assert (await two.python(ABSTRACT.format(pid=pid))).out == "ECONNREFUSED\n"
+        assert control.poll() is None
         control.kill()
-    assert (await two.python(ABSTRACT.format(pid=pid))).out == "ECONNREFUSED\n"
     assert not holding.done()
     await one.put(go="")
     assert (await holding).told == ("exited", 0, None)

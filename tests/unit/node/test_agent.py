@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import errno
 import shutil
 import uuid
 from collections.abc import Callable
@@ -127,14 +128,22 @@ async def test_a_sandbox_whose_init_does_not_answer_is_ended(
 async def test_with_descriptors_for_a_run_alone_a_session_gets_what_is_ready_or_is_refused(
     node: LocalNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    cleared: list[Any] = []
+
+    async def clear(self: Boxes, box: Any) -> None:
+        cleared.append(box)
+
+    monkeypatch.setattr(Boxes, "clear", clear)
     monkeypatch.setattr(reserve, "is_short", lambda need: need is not Need.RUN)
     with pytest.raises(HostShort, match="descriptors"):
         await node.create(session())
     ready = mock.Mock()
-    ready.move.side_effect = SandboxFault("move", "so far")
+    ready.move.side_effect = OSError(errno.EROFS, "so far")
     monkeypatch.setattr(Pool, "take", lambda self, limits: ready)
     with pytest.raises(SandboxFault, match="so far"):
         await node.create(session())
+    await asyncio.sleep(0)
+    assert cleared == [ready]  # it is nobody's now
     monkeypatch.setattr(reserve, "is_short", lambda need: True)
     with pytest.raises(HostShort, match="descriptors"):
         await node.create(session())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -165,6 +166,25 @@ async def test_it_is_emptied_when_the_host_runs_out_of_memory(boxes: Boxes, host
         assert pool.take(USUAL) is None
         host.free_bytes = 257 * MIB
         await boxes.until(lambda: len(pool) == 2)
+
+
+async def test_it_lives_on_when_its_looks_fail(
+    boxes: Boxes, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def broken() -> int:
+        nonlocal looks
+        looks += 1
+        raise OSError(errno.EMFILE, "no descriptor to read /proc/meminfo by")
+
+    async with filled(boxes, host, PoolSettings(ready=2)) as pool:
+        await boxes.until(lambda: len(pool) == 2)
+        monkeypatch.setattr(Host, "free_bytes", property(lambda self: broken()))
+        await boxes.until(lambda: looks > 3)
+        monkeypatch.undo()
+        assert pool.take(USUAL) is not None
+        await boxes.until(lambda: len(boxes.made) == 3)
 
 
 async def test_what_waits_is_given_up_when_others_find_too_few_descriptors(
