@@ -15,7 +15,7 @@ import secrets
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import structlog
@@ -71,15 +71,13 @@ from retort.sql.keypairs import SqlKeyPairs
 from retort.sql.migrations import migrate
 from retort.sql.replies import SqliteReplies
 from retort.sql.sessions import SqlSessions
+from retort.wiring.chores import Chore, forget_forever, keep_on, refresh_forever, stop
 from retort.wiring.host import init_program
 from retort.wiring.store import SteadyClock, SystemClock, open_database
 from retort.wiring.vfolders import open_vfolders
 
 log = structlog.get_logger()
 
-KEYS_REFRESH_S = 3.0  # a key revoked by another process is refused at the latest after this
-RECORDS_SWEEP_S = 3600.0
-RECORDS_KEPT = dt.timedelta(days=30)
 SHUTDOWN_S = 5.0  # how long open requests may take when the server stops
 
 
@@ -207,29 +205,31 @@ async def _serve(
     else:
         stack.push_async_callback(node.close)
         stack.push_async_callback(sessions.end_all, "server-stopped")
-    chores: list[Coroutine[None, None, None]] = [
-        node.sweep_forever(),
-        Reaper(
-            sessions,
-            placement,
-            clock,
-            time.monotonic,
-            idle_s=config.sessions.idle_s,
-            life_s=config.sessions.life_s,
-        ).look_forever(),
-        QuotaWatch(
-            sessions,
-            vfolders.store,
-            vfolders.quotas,
-            time.monotonic,
-            every_s=config.vfolders.count_s,
-        ).look_forever(),
-        node.fill_forever(),
-        _refresh_forever(keys),
-        _forget_forever(SqlSessions(database), clock),
-    ]
-    for forever in chores:
-        stack.push_async_callback(_stop, asyncio.ensure_future(forever))
+    reaper = Reaper(
+        sessions,
+        placement,
+        clock,
+        time.monotonic,
+        idle_s=config.sessions.idle_s,
+        life_s=config.sessions.life_s,
+    )
+    quota_watch = QuotaWatch(
+        sessions,
+        vfolders.store,
+        vfolders.quotas,
+        time.monotonic,
+        every_s=config.vfolders.count_s,
+    )
+    chores: dict[str, Chore] = {
+        "answers": node.sweep_forever,
+        "reaper": reaper.look_forever,
+        "quotas": quota_watch.look_forever,
+        "pool": node.fill_forever,
+        "keys": functools.partial(refresh_forever, keys),
+        "records": functools.partial(forget_forever, SqlSessions(database), clock),
+    }
+    for name, chore in chores.items():
+        stack.push_async_callback(stop, asyncio.ensure_future(keep_on(name, chore)))
     server = ApiServer(
         api.handle,
         access_log=None,
@@ -414,28 +414,6 @@ def _walls(config: Config, *, has_filter: bool) -> dict[str, str]:
         "uid": "own" if os.geteuid() == 0 else "shared",
         "network": "loopback" if config.sandbox.network == "none" else "host",
     }
-
-
-async def _refresh_forever(keys: KeyRing) -> None:
-    """See what other processes did to the keys."""
-    while True:
-        await asyncio.sleep(KEYS_REFRESH_S)
-        with contextlib.suppress(RetortError):  # the database may be back the next time
-            await keys.refresh()
-
-
-async def _forget_forever(store: SqlSessions, clock: SystemClock) -> None:
-    """Delete old records of ended sessions."""
-    while True:
-        await asyncio.sleep(RECORDS_SWEEP_S)
-        with contextlib.suppress(RetortError):
-            await store.forget_ended_before(clock.now() - RECORDS_KEPT)
-
-
-async def _stop(task: asyncio.Future[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
 
 
 def _url(config: Config, runner: web.ServerRunner) -> str:
