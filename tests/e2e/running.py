@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,14 @@ def processes_with(argument: str) -> list[int]:
             if argument.encode() in arguments:
                 found.append(int(entry.name))
     return found
+
+
+def is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+async def all_are_gone(pids: Iterable[int]) -> bool:
+    return all(map(is_gone, pids))
 
 
 async def destroy(api: Calls, name: str) -> None:

@@ -20,6 +20,7 @@ from tests.e2e import conftest
 from tests.e2e.conftest import Server
 from tests.e2e.plain_http import Answer, ask, check_problem, connection, head, key_of_policy
 from tests.e2e.running import Calls, sh, wait_for
+from tests.e2e.test_pool import enough_wait, waiting
 from tests.e2e.test_unprivileged_limits import SOMEBODY, UID, paths_for_anybody
 from tests.postgresql import running_cluster
 
@@ -99,18 +100,10 @@ async def test_without_descriptors_sessions_and_runs_are_refused_and_calls_answe
             await check_healthy(api, server, beside=1)
 
 
-def waiting(server: Server) -> list[Path]:
-    """Sandboxes that wait for a session, also half-made ones."""
-    return list((server.state / "sessions").glob("pool-*"))
-
-
 async def test_without_descriptors_what_waits_is_given_up_and_made_again_when_it_passes(
     tmp_path: Path,
 ) -> None:
     with conftest.running_server(tmp_path / "state", RETORT_POOL_READY="2") as server:
-
-        async def are_ready() -> bool:
-            return sum((folder / "sandbox.json").exists() for folder in waiting(server)) == 2
 
         async def are_gone() -> bool:
             return not waiting(server)
@@ -118,10 +111,10 @@ async def test_without_descriptors_what_waits_is_given_up_and_made_again_when_it
         async with calls(server) as api:
             assert (await create(api, "elder")).status == 201
             assert await sh(api, "elder", "echo in its place") == (0, "in its place\n")
-            await wait_for(are_ready)
+            await enough_wait(server)
             with limited(server, resource.RLIMIT_NOFILE, open_files(server) - 2):
                 await wait_for(are_gone)
-            await wait_for(are_ready)
+            await enough_wait(server)
             assert await sh(api, "elder", "echo lives") == (0, "lives\n")
         await asyncio.to_thread(server.stop)
         assert server.process.returncode == 0

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Server, running_server
-from tests.e2e.running import Calls, destroy, sh, wait_for
-from tests.e2e.test_sessions import ask_create, calls_to, drawn, is_gone
+from tests.e2e.running import Calls, all_are_gone, destroy, is_gone, sh, wait_for
+from tests.e2e.test_sessions import ask_create, calls_to, drawn
 
 pytestmark = pytest.mark.slow
 
@@ -81,10 +81,6 @@ async def test_a_session_with_limits_of_its_own_is_not_made_of_a_usual_one(
             assert inits(server)[made["sessionId"]] not in ahead
             _, size = await sh(api, name, "df -B1 --output=size /home/work | tail -1")
             assert int(size) == 48 << 20  # half of its memory
-
-
-async def all_are_gone(pids: set[int]) -> bool:
-    return all(map(is_gone, pids))
 
 
 async def test_what_a_killed_server_had_made_ahead_is_ended_by_the_next(tmp_path: Path) -> None:

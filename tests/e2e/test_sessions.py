@@ -27,6 +27,7 @@ from tests.e2e.running import (
     create,
     destroy,
     has_process,
+    is_gone,
     is_over,
     processes_with,
     restart,
@@ -385,10 +386,6 @@ def statuses(server: Server) -> dict[str, str]:
     with contextlib.closing(sqlite3.connect(server.state / "retort.db")) as database:
         rows = database.execute("select id, status from sessions").fetchall()
     return {str(uuid.UUID(str(row[0]))): row[1] for row in rows}
-
-
-def is_gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from retort.sandbox.listeners import SOCKET_NAME
 from retort.wire.repeats import derived_id
 from tests.e2e.conftest import environment, execute, printed, retort, upload
 from tests.e2e.running import (
+    all_are_gone,
     create,
     go_on,
     processes_with,
@@ -296,14 +297,6 @@ async def test_a_session_that_was_destroyed_stays_so_and_one_half_made_is_ended(
                 assert answer.status == 404
 
 
-async def _is_dead(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
 async def _has(mortal: Mortal, count: int) -> bool:
     return len(mortal.sandboxes()) == count
 
@@ -386,7 +379,7 @@ async def test_a_sandbox_that_was_started_and_not_written_down_is_ended(mortal: 
     pid = json.loads((folder / "sandbox.json").read_text())["pid"]
     (folder / "sandbox.json").unlink()  # as if the server had been killed just before
     mortal.start()
-    await wait_for(lambda: _is_dead(pid))
+    await wait_for(lambda: all_are_gone([pid]))
     await wait_for(lambda: _has(mortal, 0))
     async with mortal.calls() as api, api.get(f"/session/{name}") as answer:
         assert answer.status == 404

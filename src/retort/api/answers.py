@@ -20,7 +20,7 @@ def json_answer(document: Any, status: int = 200) -> web.Response:
     return web.Response(body=body, status=status, content_type=_JSON)
 
 
-async def listing_answer(write: Callable[[], bytes], entries: int) -> web.Response:
+async def answer_listing(write: Callable[[], bytes], entries: int) -> web.Response:
     """Answer a listing, which takes 1 to 10 µs an entry to write; others are served meanwhile.
 
     Args:

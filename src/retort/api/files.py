@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from retort.api.answers import json_answer, listing_answer, no_content
+from retort.api.answers import answer_listing, json_answer, no_content
 from retort.api.call import Call
 from retort.api.upload import UploadReader
 from retort.core.files import Download
@@ -55,7 +55,7 @@ class FileRoutes:
         write = functools.partial(
             wire.listing_answer, listing.entries, listing.path, is_truncated=listing.truncated
         )
-        return await listing_answer(write, len(listing.entries))
+        return await answer_listing(write, len(listing.entries))
 
     async def download(self, call: Call) -> web.StreamResponse:
         """Send files and folders, one tar archive each (spec 6.4)."""

@@ -6,7 +6,7 @@ import functools
 
 from aiohttp import web
 
-from retort.api.answers import json_answer, listing_answer, no_content
+from retort.api.answers import answer_listing, json_answer, no_content
 from retort.api.call import Call
 from retort.errors import NotPermitted
 from retort.services.vfolder_files import VFolderFiles
@@ -108,9 +108,8 @@ class VFolderRoutes:
         """List a directory."""
         path = wire.parse_path(await call.params())
         found = await self._files.listing(call.keypair, call.ref, path)
-        entries = found.entries
-        write = functools.partial(wire.files_answer, entries, is_truncated=found.truncated)
-        return await listing_answer(write, len(entries))
+        write = functools.partial(wire.files_answer, found.entries, is_truncated=found.truncated)
+        return await answer_listing(write, len(found.entries))
 
     async def mkdir(self, call: Call) -> web.StreamResponse:
         """Make a directory."""

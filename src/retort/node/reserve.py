@@ -14,6 +14,8 @@ from pathlib import Path
 
 from retort.errors import HostShort
 
+_OPEN = Path("/proc/self/fd")  # its size is how many there are (proc(5)); 0 before Linux 6.2
+
 
 class Need(enum.Enum):
     """What wants descriptors; the value is what must stay free: as a part of the limit, at most."""
@@ -22,9 +24,6 @@ class Need(enum.Enum):
     SESSION = (3, 128)  #: a sandbox takes some twenty while it is made
     RUN = (6, 64)  #: a step takes ten
     CONNECTION = (12, 32)  #: what remains is for the calls of those who are connected
-
-
-_OPEN = Path("/proc/self/fd")
 
 
 def is_short(need: Need) -> bool:

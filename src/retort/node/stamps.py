@@ -9,7 +9,8 @@ import time
 from typing import Final
 
 TICK_CLOCK: Final = 5  # CLOCK_REALTIME_COARSE, which Python's time does not name
-SLACK_NS: Final = 20_000_000  # between what was read here and what the next file gets
+#: Allowed besides: some of the times compared are floats, of a clock that may be slewed.
+SLACK_NS: Final = 20_000_000
 
 
 def earliest_ns() -> int:
